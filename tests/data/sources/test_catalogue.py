@@ -202,7 +202,7 @@ def test_coco_has_five_captions_an_image_and_its_images_stay_in_the_zip(data_dir
         assert content[extent.offset :][: extent.size] == draw_png(1)
     assert source.notes == [
         "coco train: has 2 rows; the published data set has 118,287",
-        "coco val: has 1 rows; the published data set has 5,000",
+        "coco val: has 1 row; the published data set has 5,000",
     ]
     assert main(["prepare", "--captions", "coco", "-o", "c", "--workers", "1"]) == 0
     assert main(["prepare", "--verify", "-o", "c"]) == 0
@@ -303,7 +303,10 @@ def test_an_exported_set_has_its_labels_names_and_templates(data_dir):
     assert [c.key for c in source.classes] == ["cat #0", "sea dog", "cat #2"]
     assert [c.names for c in source.classes] == [("cat",), ("sea dog",), ("cat",)]
     assert source.templates == ("a {c}", "a photo of a {c}.")
-    assert source.notes == ["pets test: has 3 rows; the published data set has 3,669"]
+    assert source.notes == [
+        "pets test: has 3 rows; the published data set has 3,669",
+        "pets: has 3 classes; the published data set has 37",
+    ]
     assert open_source(str(data_dir / "wds_vtab-pets"), "labels").rows("test") == rows
     assert main(["prepare", "--labels", "pets", "-o", "c", "--workers", "1"]) == 0
     assert main(["prepare", "--verify", "-o", "c"]) == 0

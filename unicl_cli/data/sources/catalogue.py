@@ -79,6 +79,7 @@ class Dataset(_Facts):
     kind: Literal["labels", "captions", "both"]
     aliases: tuple[str, ...] = ()
     rows: dict[str, int] = {}
+    classes: int = 0
     rounded: bool = False
     size: str = ""
     terms: str = ""
