@@ -135,7 +135,7 @@ class JoinedLists:
     def rows(self, split: str) -> Sequence[Row]:
         numbers = self._numbers
         own = [numbers[c] for c in self.parts[split].classes]
-        return SplitRows(self.parts[split].rows(split), split, own)
+        return ListedRows(self.parts[split].rows(split), split, own)
 
     def read(self, row: Row) -> dict[str, bytes]:
         part, own = self._own(row)
@@ -161,7 +161,7 @@ class JoinedLists:
         return self.parts[split], row._replace(ref=ref)
 
 
-class SplitRows(Sequence[Row]):
+class ListedRows(Sequence[Row]):
     """The rows of one list, each changed when it is read; ``classes`` are the numbers of the list's own classes."""
 
     def __init__(self, raw: Sequence[Row], split: str, classes: Sequence[int]) -> None:
