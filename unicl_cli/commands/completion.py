@@ -68,9 +68,9 @@ def _files(incomplete: str, suffixes: tuple[str, ...]) -> Iterator[str]:
 
 def complete_sources(incomplete: str) -> list[str]:
     """Return the names of data sources and known data sets; if none fits, the shell offers files."""
-    from unicl_cli.data.sources.catalogue import datasets
+    from unicl_cli.data.sources.catalogue import known_datasets
 
-    return starting_with([*registry.names("datasets"), *datasets()], incomplete)
+    return starting_with([*registry.names("datasets"), *known_datasets()], incomplete)
 
 
 def complete_kinds(incomplete: str) -> list[str]:

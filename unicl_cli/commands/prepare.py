@@ -249,9 +249,9 @@ def prepare(
     """Check, clean and pack images with labels and captions into a corpus.
 
     SRC is a folder; a CSV, TSV, JSONL or Parquet list of files or URLs; a data
-    set of the hub (hf:org/name); or a name that --list shows (imagenet, gcc3m). Options
-    follow a question mark: 'captions.tsv?image=file&caption=title'. After an
-    interruption, run the same command again to continue.
+    set of the hub (hf:org/name); or a name of --list (imagenet, gcc3m).
+    Options follow a question mark: 'captions.tsv?image=file&caption=title'.
+    After an interruption, run the same command again to continue.
     """
     if list_known:
         from unicl_cli.jobs.prepare.dataset_list import list_datasets

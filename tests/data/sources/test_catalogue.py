@@ -202,7 +202,7 @@ def test_coco_has_five_captions_an_image_and_its_images_stay_in_the_zip(data_dir
         assert content[extent.offset :][: extent.size] == draw_png(1)
     assert source.notes == [
         "coco train: has 2 rows; the published data set has 118,287",
-        "coco val: has 1 rows; the published data set has 5,000",
+        "coco val: has 1 row; the published data set has 5,000",
     ]
     assert main(["prepare", "--captions", "coco", "-o", "c", "--workers", "1"]) == 0
     assert main(["prepare", "--verify", "-o", "c"]) == 0
@@ -303,7 +303,10 @@ def test_an_exported_set_has_its_labels_names_and_templates(data_dir):
     assert [c.key for c in source.classes] == ["cat #0", "sea dog", "cat #2"]
     assert [c.names for c in source.classes] == [("cat",), ("sea dog",), ("cat",)]
     assert source.templates == ("a {c}", "a photo of a {c}.")
-    assert source.notes == ["pets test: has 3 rows; the published data set has 3,669"]
+    assert source.notes == [
+        "pets test: has 3 rows; the published data set has 3,669",
+        "pets: has 3 classes; the published data set has 37",
+    ]
     assert open_source(str(data_dir / "wds_vtab-pets"), "labels").rows("test") == rows
     assert main(["prepare", "--labels", "pets", "-o", "c", "--workers", "1"]) == 0
     assert main(["prepare", "--verify", "-o", "c"]) == 0
@@ -356,11 +359,11 @@ def test_a_damaged_export_is_named(change, message, data_dir):
 
 
 def test_every_entry_is_sound(data_dir):
-    names = [name for of in catalogue.datasets().values() for name in (of.name, *of.aliases)]
+    names = [name for of in catalogue.known_datasets().values() for name in (of.name, *of.aliases)]
     assert len(names) == len(set(names))
-    for dataset in catalogue.datasets().values():
+    for dataset in catalogue.known_datasets().values():
         assert all(len(file.md5) in (0, 32) for file in dataset.files)
-        assert all(name in catalogue.datasets() for name in dataset.includes)
+        assert all(name in catalogue.known_datasets() for name in dataset.includes)
         if dataset.is_built_in or dataset.includes:
             continue
         kind = "captions" if dataset.kind == "captions" else "labels"
@@ -381,7 +384,7 @@ def test_the_list_has_eighty_columns_and_its_json_the_facts(capsys):
     document = json.loads(capsys.readouterr().out)
     assert document["schema"] == "unicl/prepare-list/1"
     found = {entry["name"]: entry for entry in document["datasets"]}
-    assert found.keys() == catalogue.datasets().keys()
+    assert found.keys() == catalogue.known_datasets().keys()
     assert found["cifar10"]["files"][0]["md5"] == "c58f30108f718f92721af3b95e74349a"
     assert found["pets"]["hub"] == "clip-benchmark/wds_vtab-pets"
     assert found["gcc15m"]["includes"] == ["gcc3m", "gcc12m"]
@@ -389,8 +392,8 @@ def test_the_list_has_eighty_columns_and_its_json_the_facts(capsys):
 
 def test_a_file_with_the_published_md5_is_taken(data_dir, monkeypatch):
     write_sbu(data_dir, URL.format(1).encode(), b"one")
-    known = catalogue.datasets()["sbu"]
+    known = catalogue.known_datasets()["sbu"]
     md5 = hashlib.md5((data_dir / known.files[0].name).read_bytes()).hexdigest()
     changed = known.model_copy(update={"files": (known.files[0].model_copy(update={"md5": md5}),)})
-    monkeypatch.setitem(catalogue.datasets(), "sbu", changed)
+    monkeypatch.setitem(catalogue.known_datasets(), "sbu", changed)
     assert texts_of(open_source("sbu", "captions")) == [(URL.format(1), ("one",))]

@@ -152,10 +152,10 @@ def test_another_md5_is_an_error_that_says_both(data_dir):
 
 def test_the_official_md5_is_accepted(data_dir, monkeypatch):
     file = cifar10(data_dir / "cifar-10-python.tar.gz")
-    known = catalogue.datasets()["cifar10"]
+    known = catalogue.known_datasets()["cifar10"]
     official = known.files[0].model_copy(update={"md5": hashlib.md5(file.read_bytes()).hexdigest()})
     changed = known.model_copy(update={"files": (official,), "rows": {"test": 4}})
-    monkeypatch.setitem(catalogue.datasets(), "cifar10", changed)
+    monkeypatch.setitem(catalogue.known_datasets(), "cifar10", changed)
     source = open_source("cifar10", "labels")
     assert len(source.rows("test")) == 4
     assert source.notes == []
@@ -258,4 +258,4 @@ def test_the_command_finds_the_archive_in_its_data_dir_and_stores_png(tmp_path, 
     sample = corpus.table("test", "labels").read(0)
     assert sample.image.startswith(b"\x89PNG")
     assert decode(sample.image).size == (32, 32)
-    assert corpus.templates == catalogue.datasets()["cifar10"].templates
+    assert corpus.templates == catalogue.known_datasets()["cifar10"].templates

@@ -130,7 +130,10 @@ def test_the_large_release_has_the_classes_that_are_in_it_and_21k_leaves_those_o
     small = open_source("imagenet21k", "labels")
     assert [c.key for c in small.classes] == ["n00005787"]
     assert small.read(small.rows("train")[0])["image"] == jpeg(7)
-    assert small.notes == ["imagenet21k: left out 1 of the 1,000 synsets of ImageNet-1K, with 3 images"]
+    assert small.notes == [
+        "imagenet21k: left out 1 of the 1,000 synsets of ImageNet-1K, with 3 images",
+        "imagenet21k: has 1 class; the published data set has 20,842",
+    ]
 
 
 def test_the_winter_release_is_another_name_that_tells_of_the_classes_of_1k(data_dir):

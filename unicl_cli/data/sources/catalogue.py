@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from unicl_cli.data.sources.data_dirs import places_of
+from unicl_cli.data.sources.data_dirs import folders_of
 from unicl_cli.data.sources.hub import is_offline
 from unicl_cli.errors import UniclError
 
@@ -79,6 +79,7 @@ class Dataset(_Facts):
     kind: Literal["labels", "captions", "both"]
     aliases: tuple[str, ...] = ()
     rows: dict[str, int] = {}
+    classes: int = 0
     rounded: bool = False
     size: str = ""
     terms: str = ""
@@ -118,7 +119,7 @@ class LocatedPart(NamedTuple):
 
 
 @cache
-def datasets() -> dict[str, Dataset]:
+def known_datasets() -> dict[str, Dataset]:
     """Return the data sets by name."""
     facts = yaml.load(_FACTS.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     return {name: Dataset.model_validate({"name": name, **entry}) for name, entry in facts.items()}
@@ -126,14 +127,14 @@ def datasets() -> dict[str, Dataset]:
 
 @cache
 def _names() -> dict[str, str]:
-    names = {alias: dataset.name for dataset in datasets().values() for alias in dataset.aliases}
-    return names | {name: name for name in datasets()}
+    names = {alias: dataset.name for dataset in known_datasets().values() for alias in dataset.aliases}
+    return names | {name: name for name in known_datasets()}
 
 
 def find_dataset(name: str) -> Dataset | None:
     """Return the data set with this name or alias, in any case; None if there is none."""
     known = _names().get(name.lower())
-    return datasets()[known] if known else None
+    return known_datasets()[known] if known else None
 
 
 def has_shards(folder: Path) -> bool:
@@ -147,7 +148,7 @@ def has_list(dataset: Dataset, folder: Path) -> bool:
     return any((folder / name).is_file() for name in names)
 
 
-def find_lists(dataset: Dataset) -> list[LocatedPart]:
+def locate_lists(dataset: Dataset) -> list[LocatedPart]:
     """Return the lists of the first layout that is there, without optional ones that are missing; [] if none is.
 
     UniclError if a list is there and a file beside it is not.
@@ -161,7 +162,7 @@ def find_lists(dataset: Dataset) -> list[LocatedPart]:
 
 def _locate(dataset: Dataset, part: ListPart) -> LocatedPart | None:
     """Return the first list of its names that is there, with the files beside it; None if there is none."""
-    there = ((place, place / name) for place in places_of(dataset.name) for name in part.list)
+    there = ((place, place / name) for place in folders_of(dataset.name) for name in part.list)
     place, file = next((found for found in there if found[1].is_file()), (None, None))
     if place is None or file is None:
         return None
@@ -189,7 +190,7 @@ def missing_error(
     sizes = {file.name: file.size for file in dataset.files}
     told = " or ".join(f"{name} ({sizes[name]})" if sizes.get(name) else name for name in names)
     told = told or f"the folder wds_{dataset.shards}"
-    looked = [str(place) for place in tried or places_of(dataset.name)]
+    looked = [str(place) for place in tried or folders_of(dataset.name)]
     where = f"not found (looked in {', '.join(looked)})" if looked else "not found (no --data-dir given)"
     return UniclError(f"{dataset.name}: {told}: {where}{f'; {why}' if why else ''}", _get_hint(dataset, missing))
 

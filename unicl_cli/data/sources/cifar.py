@@ -70,7 +70,7 @@ class Cifar:
 
     def __init__(self, archive: Archive, file: Path, kind: str, labels: str, verify: bool) -> None:  # noqa: FBT001
         self.archive, self.file, self.kind, self.verify = archive, file, kind, verify
-        self.dataset = catalogue.datasets()[archive.name]
+        self.dataset = catalogue.known_datasets()[archive.name]
         self.templates: Sequence[str] = self.dataset.templates
         self.labels_at, self.names_at = archive.labels[labels]
         self.notes: list[str] = [] if verify else [f"{file}: md5 not checked (verify=false)"]
@@ -173,7 +173,7 @@ def cifar100(
 
 
 def _open_archive(archive: Archive, kind: str, path: str | None, labels: str, verify: bool) -> Cifar:  # noqa: FBT001
-    dataset = catalogue.datasets()[archive.name]
+    dataset = catalogue.known_datasets()[archive.name]
     file, tried = find_file(dataset.files[0].name, archive.name, path)
     if file is None:
         raise catalogue.missing_error(dataset, tried=tried)

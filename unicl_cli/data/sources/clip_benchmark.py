@@ -28,7 +28,7 @@ MAX_TEXT = 1_000_000
 RETRIEVAL, CLASSIFICATION = "retrieval", "classification"
 
 
-class Sample(NamedTuple):
+class TarSample(NamedTuple):
     """The members of a sample by their endings, each with its place and size in the tar."""
 
     key: str
@@ -107,7 +107,7 @@ class ClipBenchmark:
         offset, _, size = place.partition("+")
         return Extent(str(self._folders[split] / name), int(offset), int(size))
 
-    def _row(self, split: str, shard: Path, sample: Sample) -> Row:
+    def _row(self, split: str, shard: Path, sample: TarSample) -> Row:
         image = next((sample.members[ending] for ending in IMAGES if ending in sample.members), None)
         if image is None:
             raise UniclError(f"{shard}: {sample.key} has no image ({', '.join(IMAGES)})", "export the set again")
@@ -116,7 +116,7 @@ class ClipBenchmark:
         label = self._label(shard, sample) if self.kind == "labels" else NO_LABEL
         return Row(f"{split}/{shard.stem}/{sample.key}", ref, tuple(text for text in texts if text.strip()), label)
 
-    def _label(self, shard: Path, sample: Sample) -> int:
+    def _label(self, shard: Path, sample: TarSample) -> int:
         text = self._text(shard, sample, LABEL).strip()
         if not text.isdecimal() or int(text) >= len(self.classes):
             raise UniclError(
@@ -125,7 +125,7 @@ class ClipBenchmark:
             )
         return int(text)
 
-    def _text(self, shard: Path, sample: Sample, ending: str) -> str:
+    def _text(self, shard: Path, sample: TarSample, ending: str) -> str:
         offset, size = sample.members.get(ending, (0, -1))
         if not 0 <= size <= MAX_TEXT:
             what = f"no {ending[1:]}" if size < 0 else f"a {ending[1:]} of {size:,} bytes"
@@ -155,9 +155,9 @@ def _is_imagenet(names: Sequence[str]) -> bool:
     return sum(name.casefold() in of for name, of in zip(names, known, strict=True)) >= 0.9 * len(names)
 
 
-def _read_samples(shard: Path) -> Iterator[Sample]:
+def _read_samples(shard: Path) -> Iterator[TarSample]:
     """Yield the samples of a tar: neighbouring members with one name apart from what follows the first dot in it."""
-    sample = Sample("", {})
+    sample = TarSample("", {})
     try:
         with shard.open("rb", buffering=0) as file:
             for member in iter_members(file, 0, shard.stat().st_size):
@@ -169,7 +169,7 @@ def _read_samples(shard: Path) -> Iterator[Sample]:
                 if key != sample.key:
                     if sample.members:
                         yield sample
-                    sample = Sample(key, {})
+                    sample = TarSample(key, {})
                 sample.members[f"{dot}{ending.lower()}"] = (member.offset_data, member.size)
     except (tarfile.TarError, OSError) as error:
         raise UniclError(f"{shard}: incomplete or not a tar: {error}", "download it again") from error

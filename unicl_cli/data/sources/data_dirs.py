@@ -23,7 +23,7 @@ def add_data_dir(directory: Path) -> None:
     os.environ["UNICL_DATA"] = os.pathsep.join([first, *kept])
 
 
-def places_of(name: str) -> list[Path]:
+def folders_of(name: str) -> list[Path]:
     """Return the folders that files of the data set ``name`` are looked for in: its own here, then those of data."""
     here = [Path(name)] if Path(name).is_dir() else []
     return [*here, *(folder for place in data_dirs() for folder in (place, place / name))]
@@ -39,7 +39,7 @@ def find_file(name: str, under: str, path: str | None) -> tuple[Path | None, lis
         given = Path(path).expanduser()
         tried = [given / name] if given.is_dir() else [given]
     else:
-        tried = [place / name for place in places_of(under)]
+        tried = [place / name for place in folders_of(under)]
     return next((file for file in tried if file.is_file()), None), tried
 
 

@@ -43,7 +43,7 @@ class ImageNet:
     def __init__(self, name: str, kind: str, files: dict[str, Path], verify: bool) -> None:  # noqa: FBT001
         self.name, self.kind, self.files, self.verify = name, kind, files, verify
         self.notes: list[str] = []
-        self.dataset = catalogue.datasets()[name]
+        self.dataset = catalogue.known_datasets()[name]
         self.train = next((of for of in (TRAIN, FALL11, WINTER21) if of in files), None)
         """The file of the training images."""
 
@@ -147,7 +147,7 @@ def imagenet(*, kind: str, path: str | None = None, verify: bool = False) -> Ima
     if TRAIN not in found and VAL not in found:
         lacks = [TRAIN, VAL]
     if lacks:
-        raise catalogue.missing_error(catalogue.datasets()["imagenet"], lacks, tried)
+        raise catalogue.missing_error(catalogue.known_datasets()["imagenet"], lacks, tried)
     return ImageNet("imagenet", kind, found, verify)
 
 
@@ -174,7 +174,7 @@ def imagenet21k_winter(*, kind: str, path: str | None = None) -> ImageNet:
 def _open_release(name: str, file: str, kind: str, path: str | None) -> ImageNet:
     found, tried = _find_files(name, path, (file,), ("imagenet22k",))
     if not found:
-        raise catalogue.missing_error(catalogue.datasets()[name], tried=tried)
+        raise catalogue.missing_error(catalogue.known_datasets()[name], tried=tried)
     return ImageNet(name, kind, found, verify=False)
 
 

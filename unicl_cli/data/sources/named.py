@@ -13,6 +13,7 @@ from unicl_cli.data.sources.lists.record import BAD_LINE
 from unicl_cli.data.sources.splits import ORDER
 from unicl_cli.data.sources.table import Table
 from unicl_cli.errors import Remark
+from unicl_cli.formats import count_of
 
 MOST_HASHED = 1_000_000_000
 """The largest list in bytes whose md5 is compared unasked, which takes some seconds."""
@@ -21,7 +22,7 @@ _TOLERANCE = 0.01
 
 
 class KnownSource:
-    """A source as it is, with notes on a number of rows that is not the published one, and on what to know of the data.
+    """A source as it is, with notes on numbers that are not the published ones, and on what to know of the data.
 
     The md5 of ``files`` is compared when rows are asked for, which workers do not do.
     """
@@ -77,7 +78,10 @@ class KnownSource:
                 continue
             place = "" if split == ALL else f" {split}"
             about = "about " if self._dataset.rounded else ""
-            yield f"{self._dataset.name}{place}: has {rows:,} rows; the published data set has {about}{expected:,}"
+            yield _describe_count(f"{self._dataset.name}{place}", count_of(rows, "row"), f"{about}{expected:,}")
+        classes = len(self._source.classes)
+        if classes and self._dataset.classes not in (0, classes):
+            yield _describe_count(self._dataset.name, count_of(classes, "class"), f"{self._dataset.classes:,}")
 
     def _describe_lacks(self) -> Iterator[str]:
         """Yield a note per list of the data set that is not there, unless one part was asked for."""
@@ -92,6 +96,10 @@ class KnownSource:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)
+
+
+def _describe_count(place: str, found: str, expected: str) -> str:
+    return f"{place}: has {found}; the published data set has {expected}"
 
 
 class JoinedLists:
@@ -127,7 +135,7 @@ class JoinedLists:
     def rows(self, split: str) -> Sequence[Row]:
         numbers = self._numbers
         own = [numbers[c] for c in self.parts[split].classes]
-        return SplitRows(self.parts[split].rows(split), split, own)
+        return ListedRows(self.parts[split].rows(split), split, own)
 
     def read(self, row: Row) -> dict[str, bytes]:
         part, own = self._own(row)
@@ -153,7 +161,7 @@ class JoinedLists:
         return self.parts[split], row._replace(ref=ref)
 
 
-class SplitRows(Sequence[Row]):
+class ListedRows(Sequence[Row]):
     """The rows of one list, each changed when it is read; ``classes`` are the numbers of the list's own classes."""
 
     def __init__(self, raw: Sequence[Row], split: str, classes: Sequence[int]) -> None:

@@ -10,7 +10,7 @@ from unicl_cli import binding, registry
 from unicl_cli.contracts import DatasetSource
 from unicl_cli.data.sources import catalogue
 from unicl_cli.data.sources.catalogue import Dataset, LocatedPart
-from unicl_cli.data.sources.data_dirs import data_dirs, places_of
+from unicl_cli.data.sources.data_dirs import data_dirs, folders_of
 from unicl_cli.data.sources.hf import is_dataset
 from unicl_cli.data.sources.hub import HUB, commit_of, fetch_folder
 from unicl_cli.data.sources.img2dataset import is_img2dataset
@@ -41,7 +41,7 @@ def open_source(src: str, kind: str) -> DatasetSource:
     if dataset is None or dataset.is_built_in:
         return _open_registered(src, kind, *resolve_source(src))
     check_kind(dataset, kind)
-    lists = catalogue.find_lists(dataset)
+    lists = catalogue.locate_lists(dataset)
     if lists:
         verify = options.pop("verify", "true").lower() != "false"
         files = [located.file for located in lists] if verify else []
@@ -159,7 +159,7 @@ def _is_only_on_hub(dataset: Dataset) -> bool:
     """Return whether a data set that the hub has is in no directory."""
     if dataset.hub is None:
         return False
-    return not any((place / file.name).is_file() for file in dataset.files for place in places_of(dataset.name))
+    return not any((place / file.name).is_file() for file in dataset.files for place in folders_of(dataset.name))
 
 
 def _find_on_hub(dataset: Dataset) -> tuple[str, dict[str, str]]:
@@ -178,7 +178,7 @@ def _find_on_hub(dataset: Dataset) -> tuple[str, dict[str, str]]:
 def _raise_unknown(base: str) -> NoReturn:
     if base.endswith(".tar"):
         raise not_a_list_error(Path(base))
-    known = {*registry.names("datasets"), *catalogue.datasets()}
+    known = {*registry.names("datasets"), *catalogue.known_datasets()}
     raise UniclError(
         f"{base}: no such folder, list or source{did_you_mean(base, known)}",
         "check the path, or choose a name: unicl prepare --list",

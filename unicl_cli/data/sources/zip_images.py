@@ -18,7 +18,7 @@ _MAC = "__MACOSX/"
 """A folder that macOS adds to its zips, with a file of attributes for each file."""
 
 
-class Member(NamedTuple):
+class ZipMember(NamedTuple):
     """A file of the zip: the place of its header, its size in the zip and unpacked, and how it is packed."""
 
     header: int
@@ -36,12 +36,12 @@ class ZipImages:
         self.path = path
 
     @cached_property
-    def members(self) -> Mapping[str, Member]:
+    def members(self) -> Mapping[str, ZipMember]:
         """The files by name. UniclError for a file that is not a whole zip."""
         try:
             with zipfile.ZipFile(self.path) as content:
                 found = {
-                    info.filename: Member(
+                    info.filename: ZipMember(
                         info.header_offset,
                         info.compress_size,
                         info.file_size,
@@ -62,7 +62,7 @@ class ZipImages:
         tops = {name.partition("/")[0] if "/" in name else "" for name in self.members}
         return f"{tops.pop()}/" if len(tops) == 1 and "" not in tops else ""
 
-    def find(self, ref: str) -> Member | None:
+    def find(self, ref: str) -> ZipMember | None:
         """Return the file that a list names, with or without the folder that holds all files; None if it is missing."""
         name = ref.replace("\\", "/").removeprefix("./")
         return self.members.get(name) or self.members.get(self._top + name)
@@ -90,7 +90,7 @@ class ZipImages:
             raise ImageError("broken", f"{self.path}: the checksum of {ref} is wrong")
         return data
 
-    def _start(self, member: Member) -> int:
+    def _start(self, member: ZipMember) -> int:
         """Return the place of a file's content, behind its own header. ImageError if there is none."""
         found = read_extent(Extent(str(self.path), member.header, _HEADER.size))
         signature, name, extra = _HEADER.unpack(found)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from unicl_cli.core.json_output import print_json
-from unicl_cli.data.sources.catalogue import SHARDS_HUB, Dataset, datasets
+from unicl_cli.data.sources.catalogue import SHARDS_HUB, Dataset, known_datasets
 from unicl_cli.errors import print_line
 from unicl_cli.pages.text import align_columns, terminal_width
 
@@ -15,7 +15,7 @@ MILLION = 1_000_000
 
 def list_datasets(*, as_json: bool) -> None:
     """Write the list to standard output."""
-    known = list(datasets().values())
+    known = list(known_datasets().values())
     if as_json:
         print_json({"schema": "unicl/prepare-list/1", "datasets": [_describe(dataset) for dataset in known]})
         return
@@ -45,8 +45,8 @@ def _format_list(known: Sequence[Dataset]) -> Iterator[str]:
 
 
 def _row(dataset: Dataset) -> tuple[str, ...]:
-    count = sum(dataset.rows.values()) or sum(sum(datasets()[name].rows.values()) for name in dataset.includes)
-    about = dataset.rounded or any(datasets()[name].rounded for name in dataset.includes)
+    count = sum(dataset.rows.values()) or sum(sum(known_datasets()[name].rows.values()) for name in dataset.includes)
+    about = dataset.rounded or any(known_datasets()[name].rounded for name in dataset.includes)
     shown = f"{count / 1e6:.3g} M" if count >= MILLION else f"{count:,}"
     rows = f"{'~' if about else ''}{shown}" if count else "-"
     sizes = [file.size for file in dataset.files]

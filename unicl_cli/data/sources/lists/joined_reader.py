@@ -63,8 +63,8 @@ class JoinedReader:
         try:
             with _open(self.path) as file:
                 found = np.fromiter((self._photo(number, line) for number, line in enumerate(file, 1)), np.int64)
-        except OSError as error:
-            raise UniclError(f"{self.path}: cannot be read: {error.strerror or error}", "check the file") from error
+        except (OSError, EOFError) as error:
+            raise UniclError(f"{self.path}: cannot be read: {error}", "copy or download it again") from error
         found.sort()
         twice = found[1:][found[1:] == found[:-1]]
         if len(twice) or not len(found):
