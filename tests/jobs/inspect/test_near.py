@@ -99,8 +99,8 @@ def test_what_cannot_be_compared_is_refused(corpora, capsys, more):
 def test_mentions_are_counted_for_every_class(tmp_path, capsys):
     names = [f"animal{n}" for n in range(25)]
     put(tmp_path, {f"f/{name}/1.png": encode(draw_scene(n, 24)) for n, name in enumerate(names[:-1])})
-    put(tmp_path, {"1.png": encode(draw_scene(99, 24))})
-    lines = [f'1.png,"a {name} number {k}"\n' for n, name in enumerate(names[:22]) for k in range(n)]
+    put(tmp_path, {f"{k}.png": encode(draw_scene(99 + k, 24)) for k in range(21)})
+    lines = [f"{k}.png,a {name} here\n" for n, name in enumerate(names[:22]) for k in range(n)]
     (tmp_path / "l.csv").write_text("image,caption\n" + "".join(lines))
     prepared(capsys, "--labels", tmp_path / "f", "--captions", tmp_path / "l.csv", "-o", tmp_path / "c")
     assert main(["inspect", str(tmp_path / "c"), "--json", "--html", str(tmp_path / "p.html")]) == 0
