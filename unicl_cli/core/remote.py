@@ -4,10 +4,11 @@ import errno
 import io
 import os
 import re
+import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PosixPath
-from typing import Any, NoReturn, Self, cast
+from typing import Any, ClassVar, NoReturn, Self, cast
 
 from unicl_cli.errors import UniclError
 from unicl_cli.formats import byte_size
@@ -29,6 +30,8 @@ class RemotePath(PosixPath):
     """A path that prints as its URL. Names below it are made with ``/`` as of any path."""
 
     __slots__ = ()
+    PAUSES: ClassVar[tuple[float, ...]] = (0.5, 2.0)
+    """Seconds before each further try of a request that failed."""
 
     def __str__(self) -> str:
         scheme, *names = self.parts
@@ -81,7 +84,17 @@ class RemotePath(PosixPath):
             return int(system.info(name)["size"] or 0)
 
     def read_range(self, start: int, end: int) -> bytes:
-        """Return the bytes from ``start`` to before ``end``, by one request. OSError."""
+        """Return the bytes from ``start`` to before ``end``, by one request that is repeated if it fails. OSError."""
+        for pause in self.PAUSES:
+            try:
+                return self._read_once(start, end)
+            except (FileNotFoundError, PermissionError):
+                raise
+            except OSError:
+                time.sleep(pause)
+        return self._read_once(start, end)
+
+    def _read_once(self, start: int, end: int) -> bytes:
         with explain_remote(self):
             system, name = find_system(self)
             return cast("bytes", system.cat_file(name, start=start, end=end))
