@@ -167,7 +167,7 @@ def test_a_listing_that_is_refused_is_one_line(remote, monkeypatch):
         raise PermissionError("Access Denied")
 
     monkeypatch.setattr(MemoryFileSystem, "find", refuse)
-    with pytest.raises(UniclError, match=r"memory://bucket/my corpus: cannot be listed: .*Access Denied"):
+    with pytest.raises(UniclError, match=r"memory://bucket/my corpus: cannot be reached: .*Access Denied"):
         open_corpus(remote)
 
 

@@ -5,7 +5,7 @@ import io
 import os
 import re
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path, PosixPath
 from typing import Any, ClassVar, NoReturn, Self, cast
@@ -49,27 +49,27 @@ class RemotePath(PosixPath):
 
     def is_file(self) -> bool:
         """Return whether there is an object of this name."""
-        with explain_remote(self):
+        with refuse_unreachable(self):
             system, name = find_system(self)
             return bool(system.isfile(name))
 
     def exists(self) -> bool:
         """Return whether there is an object, or one below it."""
-        with explain_remote(self):
+        with refuse_unreachable(self):
             system, name = find_system(self)
             return bool(system.exists(name))
 
     def glob(self, pattern: str) -> Generator[Self, None, None]:
         """Yield the objects of a pattern without ``**``."""
-        with explain_remote(self):
+        with refuse_unreachable(self):
             system, name = find_system(self)
             found = cast("list[str]", system.glob(f"{name.rstrip('/')}/{pattern}"))
         yield from (self / "/".join(item.split("/")[-1 - pattern.count("/") :]) for item in found)
 
     def list_sizes(self) -> dict[str, int]:
-        """Return the size of each object below the path, by its name from there; empty if it cannot be listed."""
+        """Return the size of each object below the path, by its name from there; empty if nothing can be listed."""
         system, name = find_system(self)
-        with explain_remote(self):
+        with refuse_unreachable(self):
             try:
                 found = cast("dict[str, dict[str, Any]]", system.find(name, detail=True))
             except NotImplementedError:  # a web server lists nothing
@@ -166,7 +166,7 @@ def _refuse(text: str, problem: str, error: Exception) -> NoReturn:
 
 
 @contextmanager
-def explain_remote(path: RemotePath) -> Iterator[None]:
+def explain_remote(path: RemotePath) -> Generator[None]:
     """Turn what a file system raises into an OSError with one line: each has its own exceptions."""
     try:
         yield
@@ -178,6 +178,17 @@ def explain_remote(path: RemotePath) -> Iterator[None]:
         raise
     except Exception as error:
         raise OSError(errno.EIO, _one_line(error), str(path)) from error
+
+
+@contextmanager
+def refuse_unreachable(path: RemotePath) -> Generator[None]:
+    """Turn what a file system raises into a UniclError, where a path is looked up."""
+    try:
+        with explain_remote(path):
+            yield
+    except OSError as error:
+        hint = "check the address, the connection and the rights"
+        raise UniclError(f"{path}: cannot be reached: {error.strerror}", hint) from error
 
 
 def _one_line(error: Exception) -> str:

@@ -314,7 +314,7 @@ def open_corpus(path: str | Path) -> Corpus:
     """Open the corpus in a directory. UniclError if it is missing or unfinished, or if a shard has another size."""
     folder = place_of(path)
     manifest, checksum = read_manifest(folder)
-    sizes = _list_remote(folder) if isinstance(folder, RemotePath) else None
+    sizes = folder.list_sizes() if isinstance(folder, RemotePath) else None  # one request for all shards
     for shard in manifest.shards:
         if sizes is None:
             problem = find_damage(folder, shard.file, shard.bytes)
@@ -323,14 +323,6 @@ def open_corpus(path: str | Path) -> Corpus:
         if problem:
             raise UniclError(problem, repair_hint(folder))
     return Corpus(folder, manifest, checksum)
-
-
-def _list_remote(folder: RemotePath) -> Mapping[str, int]:
-    """Return the sizes of all objects of a corpus, by one request. UniclError if they cannot be listed."""
-    try:
-        return folder.list_sizes()
-    except OSError as error:
-        raise UniclError(f"{folder}: cannot be listed: {error.strerror}", "check the address and its rights") from error
 
 
 def _find_remote_damage(folder: Path, sizes: Mapping[str, int], shard: Shard) -> str | None:
