@@ -72,7 +72,7 @@ def test_light_commands_load_no_torch():
 
 def test_the_builtin_commands_are_those_of_pyproject():
     written = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
-    assert written["unicl.commands"] == {name: f"unicl_cli.commands.{name}:app" for name in BUILTIN}
+    assert written["unicl.commands"] == {name: f"unicl_cli.commands.{name.replace('-', '_')}:app" for name in BUILTIN}
 
 
 def test_help_names_every_command_with_its_line(capsys: Capture):

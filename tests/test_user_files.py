@@ -80,6 +80,8 @@ COMMANDS = (
     "prepare --verify -o .",
     "prepare --verify -o {corpus}",
     "prepare --repair -o .",
+    "export-corpus {corpus} -o .",
+    "export-corpus {corpus} -o out/shards",
     "inspect . -o out/i.json",
     "inspect {corpus} --html out/i.html -o out/j.json",
     "inspect {a} -o {a}/meta.json",

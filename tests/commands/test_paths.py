@@ -68,3 +68,14 @@ def test_a_name_that_is_no_text_is_one_line(capfd):
     assert "error: --run-dir 'a\\udcff': is not UTF-8" in capfd.readouterr().err
     with pytest.raises(UniclError, match="not KEY=VALUE"):
         load("quickstart", ["run_dir"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["prepare --labels digits -o s3://b/c", "export-corpus c -o memory://c", "inspect c -o s3://b/i.json"],
+)
+def test_an_output_on_another_file_system_is_refused(line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(line.split()) == 2
+    assert f"output '{line.split()[-1]}': is on another file system" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -29,13 +30,22 @@ def output_file(text: str) -> Path:
         raise UniclError("output '-': not the name of a file", "name a file, or /dev/stdout for standard output")
     if not text or (text.endswith(_SLASHES) and not Path(text).is_dir()):
         raise UniclError(f"output '{text}': not the name of a file", "add the name of the file to write")
+    _refuse_url(text)
     return Path(text)
+
+
+def _refuse_url(text: str) -> None:
+    """Raise UniclError for a URL, which would become a folder called `s3:`."""
+    if re.match(r"[a-z][a-z0-9+.:-]+://", text):
+        hint = "write to a folder of this machine, then copy it there"
+        raise UniclError(f"output '{text}': is on another file system", hint)
 
 
 def output_folder(text: str | Path) -> Path:
     """Return the path of a folder to write. UniclError for ``-``, which other programs take for a stream."""
     if str(text) in ("", "-"):
         raise UniclError(f"output '{text}': not the name of a folder", "name a folder")
+    _refuse_url(str(text))
     return Path(text)
 
 

@@ -4,10 +4,11 @@ import errno
 import io
 import os
 import re
-from collections.abc import Generator, Iterator
+import time
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path, PosixPath
-from typing import Any, NoReturn, Self, cast
+from typing import Any, ClassVar, NoReturn, Self, cast
 
 from unicl_cli.errors import UniclError
 from unicl_cli.formats import byte_size
@@ -29,6 +30,8 @@ class RemotePath(PosixPath):
     """A path that prints as its URL. Names below it are made with ``/`` as of any path."""
 
     __slots__ = ()
+    PAUSES: ClassVar[tuple[float, ...]] = (0.5, 2.0)
+    """Seconds before each further try of a request that failed."""
 
     def __str__(self) -> str:
         scheme, *names = self.parts
@@ -46,27 +49,27 @@ class RemotePath(PosixPath):
 
     def is_file(self) -> bool:
         """Return whether there is an object of this name."""
-        with explain_remote(self):
+        with refuse_unreachable(self):
             system, name = find_system(self)
             return bool(system.isfile(name))
 
     def exists(self) -> bool:
         """Return whether there is an object, or one below it."""
-        with explain_remote(self):
+        with refuse_unreachable(self):
             system, name = find_system(self)
             return bool(system.exists(name))
 
     def glob(self, pattern: str) -> Generator[Self, None, None]:
         """Yield the objects of a pattern without ``**``."""
-        with explain_remote(self):
+        with refuse_unreachable(self):
             system, name = find_system(self)
             found = cast("list[str]", system.glob(f"{name.rstrip('/')}/{pattern}"))
         yield from (self / "/".join(item.split("/")[-1 - pattern.count("/") :]) for item in found)
 
     def list_sizes(self) -> dict[str, int]:
-        """Return the size of each object below the path, by its name from there; empty if it cannot be listed."""
+        """Return the size of each object below the path, by its name from there; empty if nothing can be listed."""
         system, name = find_system(self)
-        with explain_remote(self):
+        with refuse_unreachable(self):
             try:
                 found = cast("dict[str, dict[str, Any]]", system.find(name, detail=True))
             except NotImplementedError:  # a web server lists nothing
@@ -81,7 +84,17 @@ class RemotePath(PosixPath):
             return int(system.info(name)["size"] or 0)
 
     def read_range(self, start: int, end: int) -> bytes:
-        """Return the bytes from ``start`` to before ``end``, by one request. OSError."""
+        """Return the bytes from ``start`` to before ``end``, by one request that is repeated if it fails. OSError."""
+        for pause in self.PAUSES:
+            try:
+                return self._read_once(start, end)
+            except (FileNotFoundError, PermissionError):
+                raise
+            except OSError:
+                time.sleep(pause)
+        return self._read_once(start, end)
+
+    def _read_once(self, start: int, end: int) -> bytes:
         with explain_remote(self):
             system, name = find_system(self)
             return cast("bytes", system.cat_file(name, start=start, end=end))
@@ -153,7 +166,7 @@ def _refuse(text: str, problem: str, error: Exception) -> NoReturn:
 
 
 @contextmanager
-def explain_remote(path: RemotePath) -> Iterator[None]:
+def explain_remote(path: RemotePath) -> Generator[None]:
     """Turn what a file system raises into an OSError with one line: each has its own exceptions."""
     try:
         yield
@@ -165,6 +178,17 @@ def explain_remote(path: RemotePath) -> Iterator[None]:
         raise
     except Exception as error:
         raise OSError(errno.EIO, _one_line(error), str(path)) from error
+
+
+@contextmanager
+def refuse_unreachable(path: RemotePath) -> Generator[None]:
+    """Turn what a file system raises into a UniclError, where a path is looked up."""
+    try:
+        with explain_remote(path):
+            yield
+    except OSError as error:
+        hint = "check the address, the connection and the rights"
+        raise UniclError(f"{path}: cannot be reached: {error.strerror}", hint) from error
 
 
 def _one_line(error: Exception) -> str:

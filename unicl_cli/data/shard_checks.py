@@ -43,7 +43,7 @@ def open_shard(shard: Path, row_groups: Sequence[int]) -> pq.ParquetFile:
         schema, metadata = file.schema_arrow, file.metadata
         found = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
     except _UNREADABLE as error:
-        raise explain_damage(shard, error) from error
+        raise explain_unreadable(shard, error, error) from error
     problem = _find_wrong_column(schema)
     if found != list(row_groups):
         is_cut_otherwise = sum(found) == sum(row_groups)
@@ -82,7 +82,7 @@ def read_group(file: pq.ParquetFile, shard: Path, group: int, columns: Sequence[
         table = file.read_row_group(group, columns=list(columns), use_threads=False).combine_chunks()
         problem = _find_missing(table, columns) or find_fault(table, rules)
     except _UNREADABLE as error:
-        raise explain_damage(shard, f"row group {group}: {error}") from error
+        raise explain_unreadable(shard, error, f"row group {group}: {error}") from error
     if problem:
         raise explain_damage(shard, f"row group {group}: {problem}")
     return table
@@ -97,7 +97,7 @@ def read_columns(shard: Path, row_groups: Sequence[int], columns: Sequence[str],
         table.validate(full=True)  # text that is not UTF-8, which a row group shows when it becomes Python's
         problem = _find_missing(table, columns) or find_fault(table, rules)
     except _UNREADABLE as error:
-        raise explain_damage(shard, error) from error
+        raise explain_unreadable(shard, error, error) from error
     if problem:
         starts = accumulate(row_groups, initial=0)
         parts = (
@@ -153,6 +153,14 @@ def _find_wrong_texts(texts: Any, hashes: Any | None, kind: str) -> str | None:
     if kind == "captions":
         return None if counts.min() else "a row of captions has no text"
     return "a row of images has a text" if counts.any() else None
+
+
+def explain_unreadable(shard: Path, error: Exception, problem: object) -> UniclError:
+    """Return the error for a shard that cannot be read: its file system refuses, or else it is damaged."""
+    if isinstance(shard, RemotePath) and isinstance(error, OSError) and error.filename is not None:
+        hint = "check the connection, then run the same command again to continue"
+        return UniclError(f"{shard}: cannot be read: {error.strerror}", hint)
+    return explain_damage(shard, problem)
 
 
 def explain_damage(shard: Path, problem: object) -> UniclError:

@@ -1,8 +1,8 @@
 """The card (README.md) of a repository of the `datasets` library: its features, splits, sizes and what they mean."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Protocol, cast
 
 import yaml
 
@@ -68,7 +68,11 @@ def write_card(
         "dataset_info": _describe_info(columns, class_lines, of_splits),
     }
     front = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=10_000)
-    return f"---\n{front}---\n\n" + "\n".join(_body(corpus, columns, of_splits)) + "\n"
+    return (
+        f"---\n{front}---\n\n"
+        + "\n".join(_body(corpus, columns, [split for split in corpus.splits if names.get(split) in of_splits]))
+        + "\n"
+    )
 
 
 def _describe_info(
@@ -76,6 +80,8 @@ def _describe_info(
 ) -> dict[str, Any]:
     """Return the features, and the sizes of the splits, in the form of the hub."""
     from datasets import ClassLabel, DatasetInfo, Features, SplitDict, SplitInfo
+    from datasets.info import DatasetInfosDict
+    from huggingface_hub import DatasetCardData
 
     features = Features.from_dict({column.name: dict(column.feature) for column in columns})
     for column in columns:
@@ -93,15 +99,17 @@ def _describe_info(
         download_size=sum(item.bytes for item in sizes),
         dataset_size=sum(item.counts["arrow_bytes"] for item in sizes),
     )
-    return info._to_yaml_dict()
+    card = DatasetCardData()
+    DatasetInfosDict({"default": info}).to_dataset_card_data(card)
+    return cast("dict[str, Any]", card["dataset_info"])
 
 
-def _body(corpus: Corpus, columns: Sequence[CardColumn], of_splits: Mapping[str, Sequence[Written]]) -> list[str]:
+def _body(corpus: Corpus, columns: Sequence[CardColumn], splits: Collection[str]) -> list[str]:
     kinds: dict[tuple[str, str], Counter[str]] = {}
     for shard in corpus.manifest.shards:
-        kinds.setdefault((shard.source, shard.kind), Counter())[shard.split] += shard.rows
-    splits = [split for split in corpus.splits if any(counts[split] for counts in kinds.values())]
-    lines = [
+        if shard.split in splits:
+            kinds.setdefault((shard.source, shard.kind), Counter())[shard.split] += shard.rows
+    return [
         f"# {_plain(corpus.name)}",
         "",
         "Images with captions and labels, prepared with `unicl` and written by `unicl export-corpus`.",
@@ -125,8 +133,6 @@ def _body(corpus: Corpus, columns: Sequence[CardColumn], of_splits: Mapping[str,
             for (source, kind), counts in kinds.items()
         ],
     ]
-    del of_splits
-    return lines
 
 
 def _plain(text: str) -> str:

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -290,7 +290,7 @@ def list_notes(export: Export, counts: Counter[str], rows: int) -> list[str]:
 
 
 @contextmanager
-def explain_write_errors(out: Path) -> Iterator[None]:
+def explain_write_errors(out: Path) -> Generator[None]:
     """Turn an OSError of writing into one line with what to do."""
     try:
         yield
