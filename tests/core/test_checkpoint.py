@@ -177,6 +177,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, content):
         checkpoint.read_tensors(tmp_path / "x.safetensors")
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
     """Too full for its weights, or for what follows them."""
     root = tmp_path / "checkpoints"

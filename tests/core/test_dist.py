@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the worker runs this file as a script
+from forked_ranks import can_fork, forked
+
 from unicl_cli.contracts import NO_KEY, NO_LABEL, NO_TEXT, Batch, Features, LabelSets
 from unicl_cli.core.batch_columns import KNOWN, LABEL_SET, NAMED, OWN_TEXT, PROMPT, PROMPTED, SHOWN
 from unicl_cli.core.dist import (
@@ -257,6 +260,9 @@ def alone() -> dict[str, object]:
 @pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, object]]:
     out = tmp_path_factory.mktemp("ranks") / "out.json"
+    if can_fork():
+        forked(request.param, lambda: work(out), "everything")
+        return request.param, json.loads(out.read_text())
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={request.param}"]
     done = subprocess.run([*launch, __file__, str(out)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -310,10 +316,15 @@ def test_alone_a_gather_is_the_tensor_itself(alone):
     assert alone["primitives"]["share"] == 3
 
 
-if __name__ == "__main__":
+def work(out: Path) -> int:
+    """Be one rank, of which the first writes what it has found."""
     dist.init_process_group("gloo")
     result = everything()
     if rank() == 0:
-        Path(sys.argv[1]).write_text(json.dumps(result))
+        out.write_text(json.dumps(result))
     dist.destroy_process_group()
-    end_worker(0)
+    return 0
+
+
+if __name__ == "__main__":
+    end_worker(work(Path(sys.argv[1])))

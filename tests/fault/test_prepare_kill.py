@@ -49,6 +49,7 @@ def killed_until_done(out, whole, hashes, times, seed, workers):
     assert not list(out.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_killed_twice_the_same_command_ends_in_the_same_bytes(tmp_path, whole, hashes):
     killed_until_done(tmp_path / "c", whole, hashes, times=2, seed=0, workers="1")
 

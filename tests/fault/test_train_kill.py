@@ -44,11 +44,6 @@ def killed_until_done(folder, digits, *, times, steps, seed, **changes):
     return sum(alive for alive, _ in kills), sum(inside for _, inside in kills)
 
 
-def test_killed_a_run_ends_in_the_same_weights(tmp_path, digits):
-    alive, _ = killed_until_done(tmp_path, digits, times=1, steps=25, seed=0)
-    assert alive == 1
-
-
 CAPTIONER = {"name": "captioner", "width": 16, "layers": 1, "heads": 2, "drop_image": 0.3}
 
 

@@ -1,5 +1,6 @@
 """ViLBERT through the commands: training, figures, fine-tuning, attention maps, bad input; processes and resume."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -198,11 +199,11 @@ def test_two_and_three_processes_train_the_weights_of_one(
     start = () if recipe == "vilbert-shapes" else (f"model.init={run}",)
     changes = (*small[name], *SGD, *start)
     one = train(recipe, tmp_path / "one", *changes)
-    for count in (2, 3):
-        for strategy in ("ddp", "fsdp2"):
-            other = tmp_path / f"{strategy}-{count}"
-            on_ranks(count, "train", recipe, *changes, f"parallel.strategy={strategy}", "--run-dir", other, "-q")
-            assert furthest(one, other) < 1e-4, other
+    every = itertools.product((2, 3), ("ddp", "fsdp2"))
+    for count, strategy in every if name == "scenes" else ((2, "ddp"), (3, "fsdp2")):
+        other = tmp_path / f"{strategy}-{count}"
+        on_ranks(count, "train", recipe, *changes, f"parallel.strategy={strategy}", "--run-dir", other, "-q")
+        assert furthest(one, other) < 1e-4, other
 
 
 @pytest.mark.slow

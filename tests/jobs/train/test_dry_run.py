@@ -239,7 +239,7 @@ TIGHT = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what tensors take, not what the h
 SMALL_VIT = "{name: timm, model: vit_tiny_patch16_224, args: {depth: 6}}"
 TAKEN = {  # image tower: more of the recipe, side of the images, batch, difference
     "cnn in parts": (CNN, "batch: {size: 256, micro: 64}", 96, 256, 0.35),
-    "vit": (SMALL_VIT, "", 224, 16, 0.25),
+    "vit": ("{name: timm, model: vit_tiny_patch16_224}", "", 224, 16, 0.25),
     "vit recomputed": (SMALL_VIT, RECOMPUTED, 224, 16, 0.25),
     "swin": ("{name: timm, model: swin_tiny_patch4_window7_224}", "", 224, 4, 0.25),
     "resnet": ("{name: timm, model: resnet18}", "", 224, 16, 0.25),
