@@ -246,8 +246,8 @@ def open_streams(*, unbuffered):
         raw = open(place, "wb" if place else "rb", 0 if unbuffered and place else -1, closefd=False)  # noqa: SIM115
         stream = io.TextIOWrapper(
             raw,
-            encoding="utf-8",
-            errors="backslashreplace" if name == "stderr" else "strict",
+            encoding=getattr(sys, name).encoding,
+            errors=getattr(sys, name).errors,
             line_buffering=name == "stderr" or os.isatty(place),
             write_through=unbuffered and place > 0,
         )
