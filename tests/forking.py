@@ -120,6 +120,7 @@ class Server:
             "cwd": os.fspath(cwd or Path.cwd()),
             "env": dict(os.environ if env is None else env),
             "session": session,
+            "group": os.getpgrp(),
             "blocked": list(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
             "ignored": [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_IGN],
         }
@@ -138,7 +139,7 @@ def server():
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     words = [sys.executable, "-P", __file__, str(theirs.fileno())]
     like_main = {"OMP_WAIT_POLICY": "PASSIVE", "TORCH_CPP_LOG_LEVEL": "ERROR"}  # set by unicl before it imports them
-    process = subprocess.Popen(words, env=os.environ | like_main, pass_fds=[theirs.fileno()], start_new_session=True)
+    process = subprocess.Popen(words, env=os.environ | like_main, pass_fds=[theirs.fileno()], process_group=0)
     theirs.close()
     assert ours.recv(64) == b"ready"
     found = Server(ours, process)
@@ -206,6 +207,8 @@ def become(request):
     """Make this process what a fresh one of that command line is; returns the words behind the interpreter's."""
     if request["session"]:
         os.setsid()
+    else:
+        os.setpgid(0, request["group"])
     take_signals(request["ignored"], request["blocked"])
     os.environ.clear()
     os.environ.update(request["env"])
@@ -263,7 +266,7 @@ def serve_forks_of_this_process():
     if not os.fork():
         ours.close()
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        os.setsid()
+        os.setpgid(0, 0)  # a signal to the group is for the command
         run(become(serve(theirs)))
     theirs.close()
     found = Server(ours)
