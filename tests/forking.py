@@ -173,8 +173,8 @@ def serve(channel):
         read, write = os.pipe()
         first = os.fork()
         if not first:
-            fork_again(write)
             request = json.loads(message)
+            fork_again(request, write)
             place_files(files, request["files"])
             return request
         for file in (write, *files):
@@ -184,13 +184,18 @@ def serve(channel):
         os.close(read)
 
 
-def fork_again(write):
-    """Leave the server: the fork of this fork belongs to the client."""
+def fork_again(request, write):
+    """Leave the server: the fork of this fork belongs to the client, who may signal it as soon as its number is out."""
     first = os.getpid()
     if os.fork():
         os._exit(0)
     while os.getppid() == first:
         os.sched_yield()
+    if request["session"]:
+        os.setsid()
+    else:
+        os.setpgid(0, request["group"])
+    take_signals(request["ignored"], request["blocked"])
     os.write(write, str(os.getpid()).encode())
 
 
@@ -205,11 +210,6 @@ def place_files(files, places):
 
 def become(request):
     """Make this process what a fresh one of that command line is; returns the words behind the interpreter's."""
-    if request["session"]:
-        os.setsid()
-    else:
-        os.setpgid(0, request["group"])
-    take_signals(request["ignored"], request["blocked"])
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])

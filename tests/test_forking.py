@@ -14,7 +14,8 @@ import json, os, signal, sys
 streams = [(s.encoding, s.errors, s.line_buffering, s.isatty()) for s in (sys.stdin, sys.stdout, sys.stderr)]
 print(json.dumps({
     "words": sys.argv, "folder": os.getcwd(), "own": os.environ.get("OWN"), "parent": os.getppid(),
-    "session": os.getsid(0) == os.getpid(), "group": os.getpgrp() == os.getpid() or os.getpgrp(), "streams": streams, "name": __name__, "pytest": "pytest" in sys.modules,
+    "session": os.getsid(0) == os.getpid(), "group": os.getpgrp() == os.getpid() or os.getpgrp(),
+    "streams": streams, "name": __name__, "pytest": "pytest" in sys.modules,
     "signals": [str(signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)],
     "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
     "files": sorted(map(int, os.listdir("/proc/self/fd"))),
