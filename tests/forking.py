@@ -266,6 +266,7 @@ def serve_forks_of_this_process():
     if not os.fork():
         ours.close()
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        ctypes.CDLL(None).prctl(PR_SET_NAME, b"forks", 0, 0, 0)
         os.setpgid(0, 0)  # a signal to the group is for the command
         run(become(serve(theirs)))
     theirs.close()
