@@ -222,7 +222,7 @@ def become(request):
     flags = set(itertools.takewhile(lambda word: word in FLAGS, request["words"][1:]))
     words = request["words"][1 + len(flags) :]
     ctypes.CDLL(None).prctl(PR_SET_NAME, name_of(words).encode(), 0, 0, 0)
-    open_streams(unbuffered="-u" in flags)
+    open_streams(unbuffered="-u" in flags or bool(os.environ.get("PYTHONUNBUFFERED")))
     if STARTS_PROCESSES.search(" ".join(words)):
         serve_forks_of_this_process()
     return words
@@ -251,7 +251,7 @@ def open_streams(*, unbuffered):
             raw,
             encoding=getattr(sys, name).encoding,
             errors=getattr(sys, name).errors,
-            line_buffering=name == "stderr" or os.isatty(place),
+            line_buffering=not unbuffered and (name == "stderr" or os.isatty(place)),
             write_through=unbuffered and place > 0,
         )
         setattr(sys, name, stream)
