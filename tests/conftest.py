@@ -2,6 +2,7 @@
 
 import atexit
 import json
+import multiprocessing.util
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import forking
 import pytest
 from digits_corpus import digits  # noqa: F401 - a fixture of many tests
 from hypothesis import settings
@@ -47,7 +49,7 @@ def install_odd() -> None:
     ]
     (info / "entry_points.txt").write_text("\n".join(groups), encoding="utf-8")
     sys.path[:0] = [str(site), str(source)]
-    path = [str(site), str(source), os.environ.get("PYTHONPATH", "")]
+    path = [str(site), str(source), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
 
 
@@ -73,6 +75,15 @@ def pytest_configure(config: pytest.Config) -> None:
     """Let pytest-xdist hand out the files of slow tests in their own order: it would begin with the most tests."""
     if config.option.markexpr == "slow" and hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
+    if config.option.markexpr == "slow" and sys.platform == "linux":
+        multiprocessing.util.spawnv_passfds = forking.spawn  # the workers of a DataLoader and of `prepare`
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A run of the slow tests alone imports no file that has none."""
+    if config.option.markexpr == "slow" and collection_path.suffix == ".py":
+        return "mark.slow" not in collection_path.read_text(encoding="utf-8") or None
+    return None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
