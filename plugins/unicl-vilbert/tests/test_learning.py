@@ -67,7 +67,7 @@ def trained(*, crossed: bool) -> Tail:
     model = build_vilbert(encoder=lambda part: made[part.name], chunks=1, **parts, **sizes, co_attention=crossed)
     step, tail = Step(model, build_loss()), Tail()
     plan = Plan(steps=STEPS, seed=0, lr=lambda n: 2e-3 * min(1, (n + 1) / 20), log_every=1)
-    optimizer = torch.optim.AdamW(step.parameters(), lr=2e-3, fused=True)
+    optimizer = torch.optim.AdamW(step.parameters(), lr=2e-3)
     fit(step.train(), batches(), optimizer, plan, start_accelerator("fp32", "cpu"), tail, after=lambda step: None)
     return tail
 
