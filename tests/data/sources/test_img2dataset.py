@@ -73,6 +73,7 @@ def test_a_corpus_has_what_was_downloaded_and_the_rest_is_counted(form, tmp_path
     report, notes = prepared(capsys, "--captions", folder, "--holdout", "0", "-o", tmp_path / "c", "--workers", "1")
     assert "cc3m: 4 of 12 URLs have no image (failed_to_download 2, failed_to_resize 2)" in notes
     assert "cc3m: shards without statistics are left out, as unfinished: 00002" in notes
+    assert "missing from their shards" not in notes
     assert report["rejected"] == {"no_text": 2}
     table = open_corpus(tmp_path / "c").table("train", "captions")
     found = {(sample := table.read(n)).key: sample for n in range(len(table))}
