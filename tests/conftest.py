@@ -2,6 +2,7 @@
 
 import atexit
 import json
+import multiprocessing.util
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import forking
 import pytest
 from hypothesis import settings
 from restored import environment_of_module, environment_of_test, signals_of_test  # noqa: F401 - fixtures of every test
@@ -46,7 +48,7 @@ def install_odd() -> None:
     ]
     (info / "entry_points.txt").write_text("\n".join(groups), encoding="utf-8")
     sys.path[:0] = [str(site), str(source)]
-    path = [str(site), str(source), os.environ.get("PYTHONPATH", "")]
+    path = [str(site), str(source), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
 
 
@@ -61,9 +63,9 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 LONGEST = (
-    *("benchmarks/test_gpu.py", "fault/test_endings.py", "fault/test_nodes.py", "fault/test_prepare_points.py"),
-    *("fault/test_processes.py", "fault/test_kills.py", "fault/test_tuned_processes.py", "fault/test_resume_ranks.py"),
-    *("fault/test_memory.py", "core/test_streams.py"),
+    *("benchmarks/test_gpu.py", "train/test_dry_run.py", "fault/test_endings.py", "fault/test_nodes.py"),
+    *("fault/test_prepare_points.py", "fault/test_processes.py", "commands/test_output.py", "fault/test_kills.py"),
+    *("fault/test_tuned_processes.py", "fault/test_resume_ranks.py", "fault/test_memory.py", "core/test_streams.py"),
 )
 """The files whose slow tests take longest, longest first: begun last, one of them would run alone at the end."""
 
@@ -72,6 +74,15 @@ def pytest_configure(config: pytest.Config) -> None:
     """Let pytest-xdist hand out the files of slow tests in their own order: it would begin with the most tests."""
     if config.option.markexpr == "slow" and hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
+    if config.option.markexpr == "slow" and sys.platform == "linux":
+        multiprocessing.util.spawnv_passfds = forking.spawn  # the workers of a DataLoader and of `prepare`
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A run of the slow tests alone imports no file that has none."""
+    if config.option.markexpr == "slow" and collection_path.suffix == ".py":
+        return "mark.slow" not in collection_path.read_text(encoding="utf-8") or None
+    return None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from forking import begin
 from safetensors.torch import load_file
 
 from unicl_cli.cli import main
@@ -81,9 +83,9 @@ def here(*words):
     assert main(list(map(str, words))) == 0
 
 
-def begun(*words, command=UNICL, env=None):
-    """A command at work, in a session of its own."""
-    return subprocess.Popen(
+def begun(*words, command=UNICL, env=None, start=begin):
+    """A command at work, in a session of its own; ``start=subprocess.Popen`` for a test of how it starts."""
+    return start(
         [*command, *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -131,16 +133,13 @@ def descendants(pid):
 
 
 def ranks(pid):
-    """Rank -> process id of the workers below ``pid``."""
+    """Rank -> process id of the workers below ``pid``, as `forking.py` names them."""
     found = {}
     for child in descendants(pid):
         with contextlib.suppress(OSError):
-            fields = dict(
-                item.split("=", 1) for item in Path(f"/proc/{child}/environ").read_text().split("\0") if "=" in item
-            )
-            command = Path(f"/proc/{child}/cmdline").read_text()
-            if "RANK" in fields and "unicl_cli\0train" in command:
-                found[int(fields["RANK"])] = child
+            name = Path(f"/proc/{child}/comm").read_text().strip()
+            if re.fullmatch(r"rank\d+", name):
+                found[int(name.removeprefix("rank"))] = child
     return found
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from forking import complete
 from unicl_odd.joint import Align
 from unicl_odd.many import draw_profiles
 from unicl_odd.masked import NOTHING, mask_words
@@ -380,7 +381,7 @@ def everything(corpus: Path, out: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_give_the_weights_of_one(trained: Train, corpus: Path, tmp_path: Path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run([*launch, __file__, str(corpus), str(tmp_path)], capture_output=True, text=True, timeout=600)
+    done = complete([*launch, __file__, str(corpus), str(tmp_path)], timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     for system in SYSTEMS:
         assert furthest(trained(system), tmp_path / system) < 1e-4, system

@@ -1,7 +1,6 @@
 """Two and three gloo processes give the values and gradients of one, for every loss; as a script it is the worker."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from itertools import chain
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from forking import complete
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -258,7 +258,7 @@ def alone() -> dict[str, object]:
 def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, object]]:
     out = tmp_path_factory.mktemp("ranks") / "out.json"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={request.param}"]
-    done = subprocess.run([*launch, __file__, str(out)], capture_output=True, text=True, timeout=300)
+    done = complete([*launch, __file__, str(out)])
     assert done.returncode == 0, done.stderr[-3000:]
     return request.param, json.loads(out.read_text())
 

@@ -4,12 +4,12 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from forking import begin, complete
 from image_server import serve_images
 
 from unicl_cli.data.corpus import open_corpus
@@ -29,14 +29,14 @@ def test_a_killed_download_loses_and_doubles_no_url(tmp_path: Path):
         moments, killed = random.Random(0), 0
         for _ in range(KILLS):
             enough = server.asked.total() + moments.randint(10, 90)
-            running = subprocess.Popen(command, cwd=tmp_path, start_new_session=True)
+            running = begin(command, cwd=tmp_path, start_new_session=True)
             while running.poll() is None and server.asked.total() < enough:
                 time.sleep(0.005)
             if running.poll() is None:
                 os.killpg(running.pid, signal.SIGKILL)
                 killed += 1
             running.wait()
-        subprocess.run(command, cwd=tmp_path, check=True)
+        complete(command, cwd=tmp_path, check=True)
         assert killed > 2
     corpus = open_corpus(tmp_path / "c")
     stored = [u for s in corpus.splits for u in corpus.table(s, "captions").column("url").to_pylist()]

@@ -5,6 +5,7 @@ import os
 import pty
 import random
 import signal
+import subprocess
 import time
 
 import pytest
@@ -192,7 +193,8 @@ def test_a_signal_at_any_early_moment_leaves_nothing_half_written(tmp_path, digi
     codes, before = [], set(descendants(os.getpid()))  # those of other tests' pools
     for number in range(3):
         run = tmp_path / f"run-{number}"
-        process = begun("train", file, "--run-dir", run, "--devices", "cpu:1", "-q")
+        words = ("train", file, "--run-dir", run, "--devices", "cpu:1", "-q")
+        process = begun(*words, start=subprocess.Popen)
         time.sleep(rng.uniform(0, 6))
         process.send_signal(signal.SIGTERM)
         code, _, err = ended(process)

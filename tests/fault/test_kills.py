@@ -33,7 +33,7 @@ def wait_for_a_moment(process, run, rng):
     """Most kills meet a run at work, a few one that starts; whether it was at work."""
     before = (steps_of(run) or [0])[-1]
     early = rng.random() < 0.2
-    end = time.monotonic() + (rng.uniform(0, 8) if early else 180)
+    end = time.monotonic() + (rng.uniform(0, 1) if early else 180)
     while process.poll() is None and time.monotonic() < end:
         if (steps_of(run) or [0])[-1] not in (before, 0):
             time.sleep(rng.uniform(0, 0.3))

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from forking import begin, complete
 
 SOURCE = ("--labels", "shapes?count=900&test=200", "--captions", "shapes?count=700&test=100", "--shard-mb", "1")
 
@@ -21,14 +22,14 @@ def command(out, *more):
 def whole(tmp_path_factory, hashes):
     """Hashes of an undisturbed run, and how long it takes."""
     out = tmp_path_factory.mktemp("whole") / "c"
-    begun = time.monotonic()
-    subprocess.run(command(out, "--workers", "1"), check=True, capture_output=True)
-    return hashes(out), time.monotonic() - begun
+    began = time.monotonic()
+    complete(command(out, "--workers", "1"), check=True)
+    return hashes(out), time.monotonic() - began
 
 
 def killed_after(seconds, argv):
     """Start a process group, kill -9 all of it after so many seconds; whether it was still alive."""
-    process = subprocess.Popen(argv, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = begin(argv, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -43,7 +44,7 @@ def killed_until_done(out, whole, hashes, times, seed, workers):
     rng = random.Random(seed)
     for _ in range(times):
         killed_after(rng.uniform(0.3, 1.0) * seconds, command(out, "--workers", workers))
-    done = subprocess.run(command(out, "--workers", workers, "--json"), check=True, capture_output=True, text=True)
+    done = complete(command(out, "--workers", workers, "--json"), check=True)
     assert json.loads(done.stdout)["rows"] == 1900
     assert hashes(out) == truth
     assert not list(out.rglob("*.tmp"))
@@ -64,14 +65,14 @@ def test_killed_at_random_moments_the_shards_are_the_same(tmp_path, whole, hashe
 def test_workers_leave_when_only_their_parent_is_killed(tmp_path, whole, hashes, leaves):
     """The parent alone gets SIGKILL; its orphans must go, and the next run ends in the same bytes."""
     out = tmp_path / "c"
-    process = subprocess.Popen(command(out, "--workers", "2"), stderr=subprocess.DEVNULL, start_new_session=True)
+    process = begin(command(out, "--workers", "2"), stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 60
     while not list((out / "parts").glob("*.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.kill()
     process.wait()
     assert leaves(process.pid)
-    subprocess.run(command(out, "--workers", "2"), check=True, capture_output=True)
+    complete(command(out, "--workers", "2"), check=True)
     assert hashes(out) == whole[0]
 
 
@@ -80,7 +81,7 @@ def test_stopped_by_a_signal_it_exits_75_and_prints_the_command_that_goes_on(tmp
     out = tmp_path / "c"
     argv = [sys.executable, "-m", "unicl_cli", "prepare", "--labels", "shapes?count=20000", "-o", str(out),
             "--shard-mb", "1", "--workers", "1"]  # fmt: skip
-    process = subprocess.Popen(argv, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = begin(argv, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not list(out.glob("parts/*.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -98,7 +99,7 @@ def test_a_pool_is_stopped_by_a_signal_to_its_whole_group(tmp_path, leaves):
     out = tmp_path / "c"
     argv = [sys.executable, "-m", "unicl_cli", "prepare", "--labels", "shapes?count=20000", "-o", str(out),
             "--shard-mb", "1", "--workers", "2"]  # fmt: skip
-    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = begin(argv, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 60
     while not list(out.glob("parts/*.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -135,9 +136,7 @@ def test_a_worker_that_dies_is_replaced_and_a_unit_that_kills_twice_is_named(tmp
     def run(out, once):
         argv = ["--plugin", plugin, "prepare", "--labels", f"deadly?once={once}", "-o", tmp_path / out,
                 "--shard-mb", 2, "--workers", 2]  # fmt: skip
-        return subprocess.run(
-            [sys.executable, "-m", "unicl_cli", *map(str, argv)], capture_output=True, text=True, check=False
-        )
+        return complete([sys.executable, "-m", "unicl_cli", *map(str, argv)])
 
     mended = run("a", tmp_path / "mark")
     assert mended.returncode == 0, mended.stderr

@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+from forking import begin, complete
 
 from unicl_cli.cli import main
 from unicl_cli.data.corpus import open_corpus
@@ -41,7 +42,7 @@ def command(out, *more, sources=SMALL):
 
 def unicl(argv, **options):
     argv = [sys.executable, "-m", "unicl_cli", *map(str, argv)]
-    return subprocess.run(argv, capture_output=True, text=True, check=False, **options)
+    return complete(argv, **options)
 
 
 def litter(folder):
@@ -72,7 +73,7 @@ def test_killed_as_a_file_gets_its_name_the_same_command_ends_in_the_same_bytes(
     """Planning, a digest, a shard, between shard and marker, a marker, the manifest."""
     out = tmp_path / "c"
     argv = [sys.executable, "-c", REPLACE, suffix, when, *command(out)]
-    assert subprocess.run(argv, capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert complete(argv).returncode == -signal.SIGKILL
     assert main(command(out, "--workers", "1")) == 0
     assert hashes(out) == whole
     assert litter(out) == []
@@ -84,7 +85,7 @@ def test_killed_on_rows_with_label_sets_the_same_command_ends_in_the_same_bytes(
     """Between a shard and its marker; between the last marker and the manifest, which has the groups."""
     cut, quiet = (command(tmp_path / name / "c", "--workers", "1", sources=SETS) for name in ("cut", "quiet"))
     argv = [sys.executable, "-c", REPLACE, suffix, when, *cut]
-    assert subprocess.run(argv, capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert complete(argv).returncode == -signal.SIGKILL
     assert main(cut) == 0
     assert main(quiet) == 0
     assert hashes(tmp_path / "cut" / "c") == hashes(tmp_path / "quiet" / "c")
@@ -185,7 +186,7 @@ def test_a_disk_that_gets_full_is_one_line_and_with_room_the_same_command_goes_o
 def test_two_prepares_on_one_directory_the_second_is_told_who_holds_it(tmp_path, leaves):
     out = tmp_path / "c"
     argv = ["prepare", "--labels", "shapes?count=20000", "--shard-mb", "1", "-o", out]
-    first = subprocess.Popen(
+    first = begin(
         [sys.executable, "-m", "unicl_cli", *map(str, argv)], stderr=subprocess.DEVNULL, start_new_session=True
     )
     try:
@@ -198,7 +199,7 @@ def test_two_prepares_on_one_directory_the_second_is_told_who_holds_it(tmp_path,
         os.killpg(first.pid, signal.SIGKILL)
         first.wait()
         assert (out / ".lock").exists()
-        third = subprocess.Popen(
+        third = begin(
             [sys.executable, "-m", "unicl_cli", *map(str, argv)],
             stderr=subprocess.PIPE,
             text=True,
@@ -225,16 +226,15 @@ def test_a_worker_killed_from_outside_costs_one_shard_and_no_more(tmp_path, hash
     argv = ["--labels", "shapes?count=6000&test=70", "--shard-mb", "1", "--json"]
     quiet = unicl(["prepare", *argv, "-o", tmp_path / "a" / "c"])
     out = tmp_path / "b" / "c"
-    process = subprocess.Popen(
+    process = begin(
         [sys.executable, "-m", "unicl_cli", "prepare", *argv, "-o", str(out), "--workers", "2"],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while not list(out.glob("parts/*.json")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    workers = subprocess.run(
-        ["pgrep", "-P", str(process.pid), "-f", "multiprocessing.spawn"], capture_output=True, text=True, check=True
-    )
+    children = ["pgrep", "-P", str(process.pid), "spawned"]
+    workers = subprocess.run(children, capture_output=True, text=True, check=True)
     os.kill(int(workers.stdout.split()[0]), signal.SIGKILL)
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr

@@ -4,11 +4,11 @@ As a script this file is the worker: ``test_rehearsal.py CORPUS``.
 """
 
 import json
-import subprocess
 import sys
 
 import pytest
 import torch
+from forking import complete
 
 from unicl_cli.build.data import build_data
 from unicl_cli.core.dist import barrier, full_tensor, rank, shard, world_size
@@ -60,7 +60,7 @@ def gradients(corpus, accelerator, strategy, blocks):
 @pytest.mark.slow
 def test_both_ranks_follow_the_one_that_has_too_little(digits):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run([*launch, __file__, str(digits)], capture_output=True, text=True, timeout=500, check=False)
+    done = complete([*launch, __file__, str(digits)], timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("batch.micro: 2 rows at once (of 8): more did not fit into the memory of rank 1") == 4
     first, *others = json.loads(done.stdout.splitlines()[-1])

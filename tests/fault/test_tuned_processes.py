@@ -4,13 +4,13 @@ As a script this file is the worker: ``test_tuned_processes.py CORPUS WEIGHTS FO
 """
 
 import json
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from forking import complete
 from torch import nn
 
 from unicl_cli.build.data import build_data, build_tokenizer
@@ -107,7 +107,7 @@ def together(digits, open_clip_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tuned")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     words = [__file__, str(digits), str(open_clip_folder("clip")), str(folder)]
-    done = subprocess.run([*launch, *words], capture_output=True, text=True, timeout=500, check=False)
+    done = complete([*launch, *words], timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(folder / "results.pt", weights_only=False)
 

@@ -1,10 +1,10 @@
 """Loader workers end with their trainer, however that ends."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from forking import complete
 
 BOOM = """
 from torch import nn
@@ -27,6 +27,6 @@ def test_a_fault_in_a_training_with_workers_ends_the_process(tmp_path: Path, dig
     (tmp_path / "boom.py").write_text(BOOM)
     changes = [f"data.train=[{{corpus: {digits}}}]", "eval=[]", "batch.size=8", "loss=boom", "data.workers=1"]
     command = [sys.executable, "-m", "unicl_cli", "--plugin", "boom.py", "train", "quickstart", *changes, "-q"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    done = complete(command, cwd=tmp_path)
     assert done.returncode == 1
     assert "RuntimeError: boom" in done.stderr

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
+from forking import complete
 from PIL import Image
 from toys import prepared, put, rows_of
 
@@ -333,9 +334,7 @@ def test_a_plugin_source_works_in_worker_processes(tmp_path):
     (tmp_path / "stripes.py").write_text(PLUGIN)
     argv = ["--plugin", tmp_path / "stripes.py", "prepare", "--captions", "stripes?rows=300", "-o", tmp_path / "c",
             "--shard-mb", "20", "--workers", "2", "--json"]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", "unicl_cli", *map(str, argv)], capture_output=True, text=True, check=True
-    )
+    done = complete([sys.executable, "-m", "unicl_cli", *map(str, argv)], check=True)
     report = json.loads(done.stdout)
     assert report["shards"] > 2
     assert report["rejected"] == {"read_error": 2}

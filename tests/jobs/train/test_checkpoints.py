@@ -10,6 +10,7 @@ from datetime import date
 from pathlib import Path
 
 import pytest
+from forking import begin
 
 from unicl_cli.cli import main
 from unicl_cli.core import checkpoint_files
@@ -41,7 +42,7 @@ def train(*argv, limit=None, **options):
     code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); " if limit else ""
     code = f"{code}import sys; from unicl_cli.cli import main; sys.exit(main(sys.argv[1:]))".format(limit)
     words = [sys.executable, "-c", code, "train", *argv]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    return begin(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
 def test_the_best_checkpoint_stays_and_is_named(recipe, digits, capfd):
