@@ -64,9 +64,9 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 LONGEST = (
-    *("benchmarks/test_gpu.py", "fault/test_endings.py", "fault/test_nodes.py", "fault/test_prepare_points.py"),
-    *("fault/test_processes.py", "fault/test_kills.py", "fault/test_tuned_processes.py", "fault/test_resume_ranks.py"),
-    *("fault/test_memory.py", "core/test_streams.py"),
+    *("benchmarks/test_gpu.py", "train/test_dry_run.py", "fault/test_endings.py", "fault/test_nodes.py"),
+    *("fault/test_prepare_points.py", "fault/test_processes.py", "commands/test_output.py", "fault/test_kills.py"),
+    *("fault/test_tuned_processes.py", "fault/test_resume_ranks.py", "fault/test_memory.py", "core/test_streams.py"),
 )
 """The files whose slow tests take longest, longest first: begun last, one of them would run alone at the end."""
 
