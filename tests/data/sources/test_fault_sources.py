@@ -113,8 +113,7 @@ def test_a_folder_that_is_no_source_says_why(kind, files, message, hint, tmp_pat
 def test_a_source_that_is_not_there_names_the_sources_that_are(tmp_path, refused):
     error, hint = refused("labels", tmp_path / "nothing")
     assert error.endswith("nothing: no such folder, list or source")
-    assert "cifar10" in hint
-    assert "digits" in hint
+    assert "unicl prepare --list" in hint
     (tmp_path / "x.zip").write_bytes(b"PK")
     error, hint = refused("labels", tmp_path / "x.zip")
     assert "not a supported list" in error

@@ -79,7 +79,8 @@ def _open_lists(
         parts = {chosen: parts[chosen]}
     opened = {name: _open_list(src, located, kind, options) for name, located in parts.items()}
     joined = dataset.layouts and all(part.name != catalogue.ALL for part in dataset.layouts[0])
-    return JoinedLists(opened, is_cut=chosen is not None) if joined else next(iter(opened.values()))
+    source = JoinedLists(opened, is_cut=chosen is not None) if joined else next(iter(opened.values()))
+    return cast("DatasetSource", source)  # a cached property is not seen as an attribute
 
 
 def _open_list(src: str, located: LocatedPart, kind: str, options: dict[str, str]) -> Table:
