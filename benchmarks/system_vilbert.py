@@ -1,7 +1,4 @@
-"""ViLBERT on scenes of four shapes: words, regions and expressions with and without co-attention.
-
-Alignment is reported, but it decides nothing: the product of two pooled vectors is enough for it.
-"""
+"""ViLBERT on scenes of four shapes: words, regions, alignment and expressions with and without co-attention."""
 
 import json
 import sys

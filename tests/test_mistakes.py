@@ -196,12 +196,12 @@ PREPARE = [
     Case("prepare --labels photos -o c --shard-mb -1", "shard-mb"),
     Case("prepare --labels photos -o c --templates nowhere.txt", "nowhere.txt"),
     Case("prepare --labels photos -o c --dedup maybe", "--dedup: unknown value 'maybe'"),
-    Case("prepare --labels cifar10 -o c", "cifar10: cifar-10-python.tar.gz: not found"),
+    Case("prepare --labels cifar10 -o c", "cifar10: cifar-10-python.tar.gz (170 MB): not found"),
     Case("prepare --label photos", "--label"),
 ]
 
 IMPERATIVES = frozenset(
-    ["add", "check", "choose", "close", "download", "move", "name", "remove", "save", "see", "set", "use", "write"]
+    ["add", "check", "choose", "close", "download", "move", "name", "remove", "save", "see", "set", "unset", "use", "write"]
 ) | {"usage:"}
 """First words of the hints of ``prepare``; a wrong option is answered with the usage."""
 

@@ -318,7 +318,7 @@ def test_a_mask_does_not_tell_that_a_pair_is_aligned(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         model, "forward", lambda *given, forward=model.forward: seen.append(given[3][1]) or forward(*given)
     )
-    loss.parts(model, batch)
+    loss.tasks(model, batch)
     assert (seen[0] == model.text.special.mask).any(1).all()
     assert seen[1].any(1).all()
 

@@ -250,7 +250,7 @@ def test_missing_files_and_wrong_words_are_errors_of_one_line(tmp_path, capsys):
         (("--labels", "nowhere"), "nowhere: no such folder, list or source"),
         (("--labels", "digits", "--text", "pretty"), "--text: unknown value 'pretty'"),
         (("--labels", "digits", "--templates", "clip8"), "templates 'clip8': unknown; did you mean"),
-        (("--labels", "digits", "--dedup", "near"), "--dedup: unknown value 'near'"),
+        (("--labels", "digits", "--dedup", "nearly"), "--dedup: unknown value 'nearly'"),
         (("--labels", "digits", "--verify", "--repair"), "--retry-failed: cannot be combined"),
     ):
         _, err = prepared(capsys, *argv, "-o", tmp_path / "c", code=2)

@@ -57,7 +57,7 @@ def test_absolute_paths_of_another_machine_are_named_and_read_below_root(start, 
 
 def test_a_root_that_does_not_exist_is_named(listing):
     path = listing.write("a.csv", "image,caption\na.png,one\n", "a.png")
-    with pytest.raises(UniclError, match="no folder 'nowhere'"):
+    with pytest.raises(UniclError, match="no folder or zip 'nowhere'"):
         listing.texts(f"{path}?root=nowhere")
 
 
