@@ -201,7 +201,24 @@ PREPARE = [
 ]
 
 IMPERATIVES = frozenset(
-    ["add", "check", "choose", "close", "download", "move", "name", "remove", "save", "see", "set", "unset", "use", "write"]
+    [
+        *(
+            "add",
+            "check",
+            "choose",
+            "close",
+            "download",
+            "move",
+            "name",
+            "remove",
+            "save",
+            "see",
+            "set",
+            "unset",
+            "use",
+        ),
+        "write",
+    ]
 ) | {"usage:"}
 """First words of the hints of ``prepare``; a wrong option is answered with the usage."""
 
