@@ -216,7 +216,7 @@ def test_the_package_of_the_page_can_be_built_installed_and_tested(
             if home == package:
                 packed.extractall(site)
         assert f"Summary: {about['description']}" in told
-        assert any(name.endswith("entry_points.txt") for name in names)
+        assert any(name.endswith("entry_points.txt") for name in names) == ("entry-points" in about)
         assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {home.name.replace("-", "_")}
     environment = {**os.environ, "PYTHONPATH": str(site)}
     ask = [sys.executable, "-m", "unicl_cli", "plugins", "ls", "losses"]

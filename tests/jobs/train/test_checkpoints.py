@@ -30,6 +30,23 @@ checkpoint: {{every: 2, keep: 1}}
 """
 
 
+SLEEPY = """
+import pathlib, time
+from unicl_cli.losses.unicl import UniCL
+
+class Sleepy(UniCL):
+    def forward(self, model, batch):
+        pathlib.Path("asleep").touch()
+        time.sleep(200)
+
+def sleepy():
+    return Sleepy()
+
+PARTS = {"losses": {"sleepy": sleepy}}
+"""
+"""A loss whose step does not end."""
+
+
 @pytest.fixture
 def recipe(tmp_path, monkeypatch, digits):
     monkeypatch.chdir(tmp_path)
@@ -145,13 +162,16 @@ def test_a_disk_that_fills_is_one_line_and_the_last_checkpoint_is_used(recipe, c
 
 @pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once(recipe):
-    process = train(recipe, "run_dir=run")
-    while not catches(process.pid, signal.SIGINT) or not catches(process.pid, signal.SIGUSR1):
+    Path("sleepy.py").write_text(SLEEPY)
+    process = train(recipe, "run_dir=run", "loss=sleepy", env=os.environ | {"UNICL_PLUGINS": "sleepy.py"})
+    while not Path("asleep").exists():
+        assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
+    assert process.poll() is None, "the first one waits for the step"
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=300)
+    process.communicate(timeout=60)
     assert process.returncode in (-signal.SIGINT, 130)
 
 

@@ -1,6 +1,7 @@
 """Generated JPEGs the size of photographs, from a fixed seed: 500 x 375, quality 90, about 25 KB."""
 
 import io
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -50,6 +51,9 @@ class FileTable:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def prefetch(self, rows: Sequence[int], *, media: bool = False, image: bool = True) -> None:
+        """The files are in memory."""
 
     def read(self, row: int, *, media: bool = False, image: bool = True) -> Sample:
         del media, image
