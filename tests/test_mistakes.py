@@ -200,26 +200,7 @@ PREPARE = [
     Case("prepare --label photos", "--label"),
 ]
 
-IMPERATIVES = frozenset(
-    [
-        *(
-            "add",
-            "check",
-            "choose",
-            "close",
-            "download",
-            "move",
-            "name",
-            "remove",
-            "save",
-            "see",
-            "set",
-            "unset",
-            "use",
-        ),
-        "write",
-    ]
-) | {"usage:"}
+IMPERATIVES = frozenset("add check choose close download move name remove save see set unset use write usage:".split())
 """First words of the hints of ``prepare``; a wrong option is answered with the usage."""
 
 TRAIN = [

@@ -122,7 +122,7 @@ def test_a_frozen_image_tower_trains_the_same_and_decodes_each_image_once(digits
 
 @pytest.mark.parametrize(
     "changes",
-    [("batch.micro=7",), ("data.workers=1",), ("loss=multitask",),
+    [("batch.micro=7",), pytest.param(("data.workers=1",), marks=pytest.mark.slow), ("loss=multitask",),
      ("loss=ce", "model.text=null", "data.mix.labels=1"), ("ema={decay: 0.9}", "model.image.freeze=all"),
      ("data.train=[{corpus: CORPUS, limit: 11}]",), ("data.augment_on=device", "data.mix.by=step")],
 )  # fmt: skip
