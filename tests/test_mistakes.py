@@ -200,7 +200,7 @@ PREPARE = [
     Case("prepare --label photos", "--label"),
 ]
 
-IMPERATIVES = frozenset("add check choose close download move name remove save see set unset use write usage:".split())
+IMPERATIVES = "add check choose close download move name remove save see set unset use write usage:"
 """First words of the hints of ``prepare``; a wrong option is answered with the usage."""
 
 TRAIN = [
@@ -353,7 +353,7 @@ def test_a_mistake_is_one_line_with_a_way_out(world: Path, capfd: pytest.Capture
     assert len(errors) == 1, err
     assert case.said in err.partition("error: ")[2]
     if case in PREPARE and not case.line.startswith("prepare --labels hf:"):
-        assert err.partition("  hint: ")[2].split()[0] in IMPERATIVES, err
+        assert err.partition("  hint: ")[2].split()[0] in IMPERATIVES.split(), err
     assert "Traceback" not in err
     assert not (world / "owned").exists(), "nothing that a file says is run"
     after = snapshot(world)
