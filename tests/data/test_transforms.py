@@ -120,6 +120,7 @@ def test_without_augmentation_every_view_is_that_of_evaluation():
     assert torch.equal(train("none")(data, 3), eval_transform(data, 32))
 
 
+@pytest.mark.slow
 def test_views_are_the_same_in_another_process():
     code = (
         "import sys, json, torch; from unicl_cli.data.transforms import *\n"

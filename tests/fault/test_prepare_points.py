@@ -296,6 +296,7 @@ def test_a_worker_killed_from_outside_costs_one_shard_and_no_more(tmp_path, hash
     assert hashes(out) == hashes(tmp_path / "a" / "c")
 
 
+@pytest.mark.slow
 def test_a_folder_that_may_not_be_written_is_one_line():
     done = unicl(["prepare", "--labels", "digits?limit=9", "-o", "/proc/c"])  # nobody may write there, root neither
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr

@@ -110,6 +110,7 @@ def test_many_parts_are_estimated_from_few(digits: Path):
     assert step_bytes_in_parts(lambda rows: 7 * rows, 10, 4) == 70, "few parts are measured"
 
 
+@pytest.mark.slow
 def test_16_bits_and_other_processes_count(digits: Path):
     recipe = recipe_of(digits, VIT, size=64, batch=96)
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # whatever the environment chose: another one takes other memory
@@ -121,6 +122,7 @@ def test_16_bits_and_other_processes_count(digits: Path):
     assert alive(recipe, 4, LARGE, world=4, strategy="fsdp2") > four, "whole blocks that come and go"
 
 
+@pytest.mark.slow
 def test_what_fits_a_card_is_said(digits: Path):
     recipe = recipe_of(digits, size=64)
     found = dry_run_facts(recipe, Path("run"), 1)
