@@ -97,7 +97,7 @@ class Forked(subprocess.Popen):
 
 
 def spawn(path, words, files):
-    """What `multiprocessing` starts a process with: a process id."""
+    """Return a process id, as `multiprocessing` expects of what starts a process."""
     del path
     return server().fork(list(map(os.fsdecode, words)), {file: file for file in (0, 1, 2, *files)})
 

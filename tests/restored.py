@@ -1,4 +1,4 @@
-"""What a command changes in this process, put back after each test: its environment and its signals."""
+"""Fixtures that put back after each test what a command changes in this process: its environment and signals."""
 
 import os
 import signal

@@ -29,7 +29,7 @@ def recipe(digits):
 
 
 def classes_of(data, step):
-    """How often the classes occur among the rows with labels of a batch, most often first."""
+    """Return the number of rows of each class among the labelled rows of a batch, the largest first."""
     strands = data.mix.strands
     pairs = zip(*(column.tolist() for column in data.order.batch(step)), strict=True)
     found = Counter(int(strands[s].row_labels()[row]) for s, row in pairs if strands[s].kind == LABELS)

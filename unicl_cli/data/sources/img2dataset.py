@@ -19,7 +19,7 @@ from unicl_cli.formats import list_first
 
 SUCCESS = "success"
 ENDINGS = ("jpg", "png", "webp")
-"""What `--encode_format` can be: the ending of images, and the name of their column."""
+"""The values of `--encode_format`: the ending of images, and the name of their column."""
 _STATS = re.compile(r"(\d+)_stats\.json")
 _MANY = 1024
 
