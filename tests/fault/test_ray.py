@@ -145,3 +145,19 @@ def test_engines_are_checked_before_work(tmp_path, capsys):
         assert main(["prepare", *SOURCES, "-o", str(tmp_path / "c"), *words]) == 2
         assert said in capsys.readouterr().err
     assert not (tmp_path / "c").exists()
+
+
+def test_a_node_that_is_not_like_the_command_is_named(tmp_path):
+    from unicl_cli.errors import UniclError
+    from unicl_cli.jobs.prepare.engines.ray import Place, run_on_node
+    from unicl_cli.jobs.prepare.shards import VERSIONS
+    from unicl_cli.jobs.prepare.units import Unit, Work
+
+    work = Work(Unit("a", "train", "a", "labels", 0, 1, 1), tmp_path, "digits", [], None, raw_text=False, gone={})
+    for place, said in (
+        (Place(str(tmp_path), {}, {**VERSIONS, "pillow": "1"}), "but this machine .*pillow 1"),
+        (Place(str(tmp_path / "gone"), {}, VERSIONS), "does not see .*gone"),
+        (Place(str(tmp_path), {}, VERSIONS), "does not see "),  # no plan in the folder of the corpus
+    ):
+        with pytest.raises(UniclError, match=f"Ray node .*{said}"):
+            run_on_node(lambda *_: {}, work, place)

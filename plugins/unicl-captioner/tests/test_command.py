@@ -74,7 +74,7 @@ def test_mistakes_are_one_line(words: list[str], told: str, place: Path, capfd: 
 
 
 def test_a_dry_run_counts_the_image_tower_alone(place: Path, capfd: Capture) -> None:
-    """The loss reads tokens, but there is no text tower."""
+    """The loss reads tokens without a text tower."""
     assert main(["train", str(place / "run.yaml"), "--dry-run", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
     assert set(found["flops_of_one"]) == {"picture"}

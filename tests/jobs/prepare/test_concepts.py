@@ -99,7 +99,7 @@ def test_balance_limits_the_rows_of_a_class_and_the_captions_that_name_it(captio
     ("options", "said"),
     [
         (["--max-per-query", "3"], "--max-per-query: needs --query-list"),
-        (["--balance", "3"], "--balance: there are no classes to balance"),
+        (["--balance", "3"], "--balance: no source has classes"),
         (["--query-list", "none.txt"], "none.txt: cannot be read"),
         (["--query-list", "blank.txt"], "blank.txt: no queries"),
         (["--query-list", "zebra.txt"], "no caption of its 7 training rows contains a query"),

@@ -209,7 +209,7 @@ def choose_by_options(
     if options.balance is not None:
         if not classes:
             raise UniclError(
-                "--balance: there are no classes to balance",
+                "--balance: no source has classes",
                 "give a source of labels, or balance captions with --query-list and --max-per-query",
             )
         rule = Choice(

@@ -52,7 +52,7 @@ class ReadSource(NamedTuple):
     has_sets: bool = False
     has_urls: bool = False
     choice: str = ""
-    """What its rows were chosen by, if not all of them are there."""
+    """The rule that chose its rows; empty if all of them are there."""
 
     @property
     def is_open(self) -> bool:

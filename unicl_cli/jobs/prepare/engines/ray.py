@@ -35,7 +35,7 @@ _INHERITED = ("UNICL_PLUGINS", "UNICL_DATA", "HF_HOME", "HF_HUB_OFFLINE")
 
 
 class Place(NamedTuple):
-    """What a task takes over from the command: its folder, variables of its environment, and versions."""
+    """The folder, some variables of the environment and the versions of the command, which its tasks share."""
 
     folder: str
     environment: Mapping[str, str]
@@ -62,10 +62,10 @@ def open_ray(address: str | None, workers: int | None) -> Generator[tuple[Engine
         ray.init(address=address or "local", **quiet, **({} if address else own))
     except Exception as error:
         first = str(error).strip().partition("\n")[0]
-        raise UniclError(
-            f"--cluster {address}: {first}" if address else f"--engine ray: {first}",
-            "check `ray status` on the head node, or leave out --cluster to use this machine",
-        ) from error
+        hint = "check `ray status` on the head node, or leave out --cluster to use this machine"
+        if address:
+            raise UniclError(f"--cluster {address}: {first}", hint) from error
+        raise UniclError(f"--engine ray: {first}", "try again, or leave out --engine") from error
     finally:
         for number, handler in heard.items():  # Ray takes SIGTERM over, and exits without the command that continues
             signal.signal(number, handler)
