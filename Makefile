@@ -9,6 +9,7 @@ PLUGINS := $(patsubst %/pyproject.toml,-e %,$(wildcard plugins/*/pyproject.toml)
 DEV_PLUGINS := $(patsubst %/pyproject.toml,-e "%[dev]",$(wildcard plugins/*/pyproject.toml))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix --constraint=,$(CONSTRAINTS))
 export TOKENIZERS_PARALLELISM := true
+unexport PYTHONDONTWRITEBYTECODE  # else each process of the tests compiles the package again
 
 .PHONY: quickstart test test-slow check docs golden constraints test-lowest test-newest release fix clean
 quickstart: $(VENV)/unicl

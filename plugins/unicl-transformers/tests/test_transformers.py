@@ -9,26 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf  # each model only when a test asks for it
 from forked_ranks import on_ranks
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    BertConfig,
-    BertModel,
-    CLIPConfig,
-    CLIPModel,
-    CLIPTextConfig,
-    CLIPTextModel,
-    DistilBertConfig,
-    DistilBertModel,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    RobertaConfig,
-    RobertaModel,
-    SiglipConfig,
-    SiglipModel,
-    T5Config,
-    T5EncoderModel,
-)
 from unicl_transformers import build_transformers
 
 from unicl_cli.api import UniclError, load_model
@@ -50,49 +33,49 @@ def save_tokenizer(folder: Path, *, start: str | None, end: str, pad: str, lengt
         single=f"{start} $A {end}" if start else f"$A {end}",
         special_tokens=[(token, ids[token]) for token in dict.fromkeys(filter(None, (start, end)))],
     )
-    PreTrainedTokenizerFast(
+    hf.PreTrainedTokenizerFast(
         tokenizer_object=library, pad_token=pad, unk_token="[UNK]", bos_token=start, eos_token=end, cls_token=start,
         sep_token=end, model_max_length=length,
     ).save_pretrained(folder)  # fmt: skip
     return len(ids)
 
 
-def bert(folder: Path) -> PreTrainedModel:
+def bert(folder: Path):
     size = save_tokenizer(folder, start="[CLS]", end="[SEP]", pad="[PAD]")
-    return BertModel(BertConfig(vocab_size=size, max_position_embeddings=20, pad_token_id=1, **SMALL))
+    return hf.BertModel(hf.BertConfig(vocab_size=size, max_position_embeddings=20, pad_token_id=1, **SMALL))
 
 
-def roberta(folder: Path) -> PreTrainedModel:
+def roberta(folder: Path):
     size = save_tokenizer(folder, start="<s>", end="</s>", pad="<pad>")
-    config = RobertaConfig(vocab_size=size, max_position_embeddings=22, pad_token_id=1, eos_token_id=2, **SMALL)
-    return RobertaModel(config)
+    config = hf.RobertaConfig(vocab_size=size, max_position_embeddings=22, pad_token_id=1, eos_token_id=2, **SMALL)
+    return hf.RobertaModel(config)
 
 
-def distilbert(folder: Path) -> PreTrainedModel:
+def distilbert(folder: Path):
     size = save_tokenizer(folder, start="[CLS]", end="[SEP]", pad="[PAD]")
     sizes = {"dim": 16, "n_layers": 3, "n_heads": 2, "hidden_dim": 24}
-    return DistilBertModel(DistilBertConfig(vocab_size=size, max_position_embeddings=20, pad_token_id=1, **sizes))
+    return hf.DistilBertModel(hf.DistilBertConfig(vocab_size=size, max_position_embeddings=20, pad_token_id=1, **sizes))
 
 
-def t5(folder: Path) -> PreTrainedModel:
+def t5(folder: Path):
     size = save_tokenizer(folder, start=None, end="</s>", pad="<pad>")
     sizes = {"d_model": 16, "num_layers": 3, "num_heads": 2, "d_ff": 24, "d_kv": 8}
-    return T5EncoderModel(T5Config(vocab_size=size, pad_token_id=0, eos_token_id=1, **sizes))
+    return hf.T5EncoderModel(hf.T5Config(vocab_size=size, pad_token_id=0, eos_token_id=1, **sizes))
 
 
-def clip(folder: Path) -> PreTrainedModel:
+def clip(folder: Path):
     """As on the hub: texts are padded with the token that ends them."""
     size = save_tokenizer(folder, start="<start>", end="<end>", pad="<end>")
     ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    return CLIPTextModel(CLIPTextConfig(vocab_size=size, max_position_embeddings=20, **ends, **SMALL))
+    return hf.CLIPTextModel(hf.CLIPTextConfig(vocab_size=size, max_position_embeddings=20, **ends, **SMALL))
 
 
-def siglip(folder: Path) -> PreTrainedModel:
+def siglip(folder: Path):
     """As on the hub: both halves, padded to the full length without a mask."""
     size = save_tokenizer(folder, start=None, end="</s>", pad="</s>")
     ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     text = {"vocab_size": size, "max_position_embeddings": 20, "projection_size": 16, **ends, **SMALL}
-    return SiglipModel(SiglipConfig(text_config=text, vision_config={**SMALL, "image_size": 8, "patch_size": 4}))
+    return hf.SiglipModel(hf.SiglipConfig(text_config=text, vision_config={**SMALL, "image_size": 8, "patch_size": 4}))
 
 
 FAMILIES = {"bert": bert, "roberta": roberta, "distilbert": distilbert, "t5": t5, "clip": clip, "siglip": siglip}
@@ -118,11 +101,16 @@ def tower_of(folder: Path, **options: Any) -> Any:
 
 def original(name: str, folder: Path) -> Any:
     """The published model's own output, each text by itself, without any padding but SigLIP's."""
-    form = {"siglip": SiglipModel, "clip": CLIPTextModel, "t5": T5EncoderModel, "roberta": RobertaModel}
-    form |= {"bert": BertModel, "distilbert": DistilBertModel}
+    form = {
+        "siglip": hf.SiglipModel,
+        "clip": hf.CLIPTextModel,
+        "t5": hf.T5EncoderModel,
+        "roberta": hf.RobertaModel,
+    }
+    form |= {"bert": hf.BertModel, "distilbert": hf.DistilBertModel}
     model = form[name].from_pretrained(folder).eval()
     model = model.text_model if name == "siglip" else model
-    library = PreTrainedTokenizerFast.from_pretrained(folder)
+    library = hf.PreTrainedTokenizerFast.from_pretrained(folder)
     pad = {"padding": "max_length", "max_length": 20} if name == "siglip" else {}
     with torch.no_grad():
         return [
@@ -175,7 +163,9 @@ def test_fewer_layers_are_the_first_ones(published, name):
 
 def test_the_text_half_of_a_clip_is_taken_from_the_whole(tmp_path):
     text = clip(tmp_path).config.to_dict()
-    whole = CLIPModel(CLIPConfig(text_config=text, vision_config={**SMALL, "image_size": 8, "patch_size": 4})).eval()
+    whole = hf.CLIPModel(
+        hf.CLIPConfig(text_config=text, vision_config={**SMALL, "image_size": 8, "patch_size": 4})
+    ).eval()
     whole.save_pretrained(tmp_path)
     tower = tower_of(tmp_path)
     tokens = tower.tokenizer(TEXTS)

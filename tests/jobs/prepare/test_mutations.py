@@ -18,7 +18,7 @@ from unicl_cli.cli import main
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.errors import UniclError
 
-FEW, MANY = settings(max_examples=10), settings(max_examples=40)
+FEW, MANY = settings(max_examples=5), settings(max_examples=40)
 ODD = (
     None, True, -1, 0, 1, 2**62, 10**40, 1.5, "", ".", "..", "../../victim/table", "/etc/hostname", "a\\b", "NUL",
     "x\0y", "data/../../victim/table.parquet", "é" * 300, [], {}, [[]], {"a": 1},

@@ -184,7 +184,7 @@ def test_an_image_of_one_pixel_can_be_blurred(digits):
     assert run(digits, [("data.image_size", 1), ("data.augment.0.blur", 1.0)])[0] == 0
 
 
-@settings(SLOW_EACH, max_examples=8)
+@settings(SLOW_EACH, max_examples=4)
 @given(changes=CHANGES)
 def test_border_values_are_refused_or_train(digits, changes):
     check(digits, changes)
