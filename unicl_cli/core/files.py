@@ -15,9 +15,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from unicl_cli.core.remote import RangeFile, RemotePath
+from unicl_cli.core.remote import RangeFile, RemoteOutput, RemotePath
 from unicl_cli.formats import byte_size
 
+_DOWNLOAD = 32_000_000
+"""Bytes of a remote object that are fetched by one request."""
 _TEMPORARY = re.compile(r"\.unicl-[0-9a-f]{32}\.tmp")
 """The one form of a temporary name: no program but unicl gives it to a file or folder."""
 
@@ -69,6 +71,37 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 @contextmanager
+def open_copy(path: Path) -> Generator[Path]:
+    """Yield a path of this machine with the content of ``path``: itself, or a copy of an object that ends with this.
+
+    What maps the file into memory keeps it for longer. OSError.
+    """
+    if not isinstance(path, RemotePath):
+        yield path
+        return
+    with _nameless_file() as copy:
+        size = path.read_size()
+        with copy.open("wb") as file:
+            for start in range(0, size, _DOWNLOAD):
+                file.write(path.read_range(start, min(size, start + _DOWNLOAD)))
+        yield copy
+
+
+@contextmanager
+def _nameless_file() -> Generator[Path]:
+    """Yield the path of a file in TMPDIR that has no name there: nothing is left of it, however this process ends."""
+    with tempfile.TemporaryFile(prefix="unicl-") as file:
+        yield Path(f"/dev/fd/{file.fileno()}")
+
+
+def list_names(folder: Path) -> set[str]:
+    """Return the names in a folder; none if it is missing."""
+    with suppress(FileNotFoundError):
+        return {path.name for path in folder.iterdir()}
+    return set()
+
+
+@contextmanager
 def make_folder(path: Path) -> Generator[None]:
     """Make the folder ``path``; folders created here are removed at the end if they are still empty."""
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -90,6 +123,8 @@ def is_leftover(path: Path) -> bool:
     """Return whether ``path`` is a temporary file or folder of unicl: its whole name says so, and it is not a link."""
     if not _TEMPORARY.fullmatch(path.name):
         return False
+    if isinstance(path, RemotePath):
+        return True
     mode = path.lstat().st_mode
     return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
@@ -122,8 +157,13 @@ def discard(path: Path) -> None:
 def temporary_beside(path: Path) -> Generator[Path]:
     """Yield a temporary name in the folder of ``path``, which is made if missing; the file is removed at the end.
 
-    An error of the operating system names ``path``.
+    For a remote path it is a file of this machine, without a name in any folder. An error of the operating system
+    names ``path``.
     """
+    if isinstance(path, RemoteOutput):
+        with _nameless_file() as part:
+            yield part
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = temporary_name(path.parent)
     try:
@@ -137,7 +177,13 @@ def temporary_beside(path: Path) -> Generator[Path]:
 
 
 def replace_durably(part: Path, path: Path) -> None:
-    """Rename the finished file ``part`` to ``path``; both file and name are on disk when this returns."""
+    """Rename the finished file ``part`` to ``path``; both file and name are on disk when this returns.
+
+    To a remote path it is uploaded: such a store has no rename, and shows an object once it is whole.
+    """
+    if isinstance(path, RemoteOutput):
+        path.upload(part)
+        return
     with part.open("rb+") as file:
         os.fsync(file.fileno())
     part.replace(path)

@@ -1,10 +1,12 @@
 """The local engine: markers of all units, from this process or a pool, until a stop."""
 
 import os
+from contextlib import contextmanager
 
 import pytest
 
 from unicl_cli.contracts import Row
+from unicl_cli.jobs.prepare.engines.choice import EngineChoice
 from unicl_cli.jobs.prepare.engines.engine import WorkList
 from unicl_cli.jobs.prepare.engines.local import run_local
 from unicl_cli.jobs.prepare.prepare import prepare
@@ -62,8 +64,13 @@ def test_the_order_in_which_an_engine_yields_does_not_change_the_corpus(tmp_path
     def backwards(todo, *, workers, progress, stopped):
         return run_local(todo._replace(units=todo.units[::-1]), workers=1, progress=progress, stopped=stopped)
 
+    class Backwards(EngineChoice):
+        @contextmanager
+        def open(self, workers):
+            yield backwards, workers
+
     written = []
-    for name, engine in (("a", run_local), ("b", backwards)):
+    for name, engine in (("a", EngineChoice()), ("b", Backwards())):
         request = PrepareRequest(("digits?limit=30",), ("digits?limit=20",), (), tmp_path / name / "c")
         prepare(request, workers=1, engine=engine)
         files = sorted(file for file in request.out.rglob("*") if file.is_file())
