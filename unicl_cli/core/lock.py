@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from unicl_cli.core.files import is_leftover, make_folder
 from unicl_cli.core.holder import STALE_SECONDS, Holder, describe_self, read_age, read_holder, show_life
 from unicl_cli.core.remote import RemotePath
-from unicl_cli.errors import UniclError, is_quiet, write_note
+from unicl_cli.errors import UniclError, write_note
 from unicl_cli.formats import format_age, format_duration
 
 _WITHOUT_LOCKS = frozenset((errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP))
@@ -82,8 +82,9 @@ def lock_folder(folder: Path, name: str, hint: str) -> Generator[None]:
             if isinstance(folder, RemotePath):
                 _check_alone(path, me, hint)
         except OSError as error:
-            raise UniclError(f"{folder}: cannot be written: {error.strerror}", hint) from error
-        if note and not is_quiet():
+            way = f"check the address and your rights, or {hint}" if isinstance(folder, RemotePath) else hint
+            raise UniclError(f"{folder}: cannot be written: {error.strerror}", way) from error
+        if note:
             write_note(note)
         yield
 
