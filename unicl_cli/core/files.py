@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from unicl_cli.core.remote import RangeFile, RemoteOutput, RemotePath
+from unicl_cli.errors import UniclError
 from unicl_cli.formats import byte_size
 
 _DOWNLOAD = 32_000_000
@@ -134,7 +135,7 @@ def remove_leftovers(folder: Path) -> None:
 
     Call it only for a folder of unicl's own that is locked: other processes may still be writing elsewhere.
     """
-    with suppress(OSError):  # a folder that is missing or cannot be read holds nothing to remove
+    with suppress(OSError, UniclError):  # a folder that is missing or cannot be read holds nothing to remove
         for path in folder.iterdir():
             with suppress(OSError):  # what cannot be removed does no harm
                 if is_leftover(path):

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import signal
 import tempfile
 
 import pytest
@@ -97,6 +98,56 @@ def test_what_an_upload_that_fails_leaves_is_gone_on_with(local, capsys, monkeyp
     assert [name for request, name in Store.requests if (request, name[-8:]) == ("put", ".parquet")] == [
         f"{CORPUS}/{name}" for name in files if name.startswith("data/val")
     ]
+
+
+def test_stopped_it_leaves_no_lock_and_the_same_command_goes_on(local, capsys, monkeypatch):
+    command, files = local
+    upload = RemoteOutput.upload
+
+    def stop(path, file):
+        upload(path, file)
+        if path.suffix == ".parquet":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(RemoteOutput, "upload", stop)
+    _, err = prepared(capsys, *command, "-o", OUT, code=75)
+    assert "  continue with: unicl" in err
+    assert not {".lock", "manifest.json"} & objects_in(CORPUS).keys()
+    monkeypatch.setattr(RemoteOutput, "upload", upload)
+    prepared(capsys, *command, "-o", OUT)
+    assert objects_in(CORPUS) == files
+
+
+def test_urls_that_failed_are_asked_again(server, in_this_process, tmp_path, capsys):
+    lines = [f"the caption of {kind} {n}\t{server.url(kind, n)}\n" for n, kind in enumerate(["ok", "503", "404"] * 2)]
+    (tmp_path / "list.tsv").write_text("".join(lines), encoding="utf-8")
+    words = ("--captions", tmp_path / "list.tsv", "--allow-private", "--holdout", "0")
+    report, _ = prepared(capsys, *words, "-o", OUT)
+    assert report["rejected"] == {"http_404": 2, "http_503": 2}
+    server.is_well = True
+    report, _ = prepared(capsys, *words, "-o", OUT, "--retry-failed")
+    assert (report["rows"], report["rejected"]) == (4, {"http_404": 2})
+    assert main(["prepare", "--verify", "-o", OUT]) == 0
+
+
+def test_a_corpus_in_a_store_keeps_its_images_out_of_another(local, tmp_path, capsys):
+    command, _ = local
+    prepared(capsys, *command, "-o", OUT)
+    report, _ = prepared(capsys, *command[:2], "--not-in", OUT, "--holdout", "0", "-o", tmp_path / "c")
+    assert report["rejected"]["in_other_corpus"] >= 9
+    _, err = prepared(capsys, *command[:2], "--not-in", OUT, "-o", OUT, code=2)
+    assert f"--not-in {OUT}: is the same corpus" in err
+
+
+def test_nothing_of_an_earlier_corpus_of_the_place_is_remembered(tmp_path, local, capsys, store):
+    command, _ = local
+    prepared(capsys, "--labels", "digits?limit=30", "--holdout", "0", "-o", tmp_path / "other")
+    prepared(capsys, *SMALL, *command[4:6], "-o", OUT)
+    store.clear()
+    digits = ("--labels", "digits?limit=40", "--holdout", "0", "-q", "--not-in", tmp_path / "other")
+    prepared(capsys, *digits, "-o", tmp_path / "c")
+    prepared(capsys, *digits, "-o", OUT)
+    assert objects_in(CORPUS) == files_in(tmp_path / "c")
 
 
 def test_damage_is_found_and_repaired(local, capsys):
