@@ -16,7 +16,7 @@ from unicl_cli.core.holder import STALE_SECONDS, Holder, describe_self, read_age
 from unicl_cli.core.lock import is_lock, lock_folder, names_holder
 from unicl_cli.errors import UniclError
 
-ELSEWHERE = Holder(7, "node3", "00000000-00000001")
+ELSEWHERE = Holder(7, "node3", "00000000-0000-00000001")
 OLDER = Holder(7, "node3", "")
 """A process of another machine; one of an older unicl, which gives no sign of life."""
 
@@ -119,6 +119,19 @@ def test_a_process_of_this_machine_holds_no_lock_once_it_is_gone(tmp_path, capsy
     leave(tmp_path / "c", describe_self()._replace(pid=gone()), 1)
     assert taken(tmp_path / "c").pid == os.getpid()
     assert capsys.readouterr().err == ""
+
+
+def test_containers_of_one_system_share_its_locks_but_not_the_numbers_of_processes(tmp_path):
+    mine = describe_self()
+    numbers = "0000" if mine.mark[9:13] != "0000" else "1111"
+    other = mine._replace(pid=1, host="container", mark=f"{mine.mark[:9]}{numbers}-00000001")
+    path = leave(tmp_path / "c", other, 1)
+    with FileLock(path):
+        assert refusal(tmp_path / "c") == (
+            f"{tmp_path}/c: locked by pid 1 on container",
+            "wait for it, or choose another",
+        )
+    assert taken(tmp_path / "c").pid == os.getpid(), "the system's lock was free"
 
 
 def test_an_older_unicl_gives_no_sign_so_that_its_age_says_nothing(tmp_path):

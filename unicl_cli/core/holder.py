@@ -25,16 +25,17 @@ BEAT_SECONDS = 15.0
 STALE_SECONDS = 120.0
 """Age of the last sign from which the lock of a process on another machine may be taken over."""
 _FIRST_BEAT = 1.0
-_LINE = re.compile(r"unicl: pid (\d+) on (.*?)(?: \(([0-9a-f]{8}-[0-9a-f]{8})(, ended)?\))?\n?")
+_LINE = re.compile(r"unicl: pid (\d+) on (.*?)(?: \(([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{8})(, ended)?\))?\n?")
 """The line of a lock, with a word that other programs do not write; the mark in brackets came later."""
 _MOST = 1000
 """Bytes of the longest lock file."""
 
 
 class Holder(NamedTuple):
-    """A process that holds a lock, or held it until it ``ended``; ``mark`` is its machine's and its own, in hex.
+    """A process that holds a lock, or held it until it ``ended``.
 
-    An older unicl wrote no mark, and gives no sign of life.
+    ``mark`` is in hex: its system since the last start, the process numbers that it sees, and its own. An older unicl
+    wrote no mark, and gives no sign of life.
     """
 
     pid: int
@@ -49,13 +50,19 @@ class Holder(NamedTuple):
         """Return the content of the lock file."""
         return f"unicl: {self} ({self.mark}{', ended' if self.ended else ''})\n"
 
-    def is_here(self) -> bool:
-        """Return whether it runs, or ran, on this machine since its last start."""
-        return self.mark.startswith(f"{_machine()}-") if self.mark else self.host == platform.node()
+    def shares_system(self) -> bool:
+        """Return whether its operating system is this process's, also in another container: one list of locks."""
+        return self.mark.startswith(f"{_mark_system()}-")
 
-    def is_alive_here(self) -> bool:
-        """Return whether a process of this machine has its number."""
-        if not self.is_here():
+    def is_visible(self) -> bool:
+        """Return whether its number means the same process here."""
+        if not self.mark:
+            return self.host == platform.node()
+        return self.mark.startswith(f"{_mark_system()}-{_mark_numbers()}-")
+
+    def is_alive(self) -> bool:
+        """Return whether a process that is visible from here has its number."""
+        if not self.is_visible():
             return False
         try:
             os.kill(self.pid, 0)
@@ -67,23 +74,28 @@ class Holder(NamedTuple):
 
 
 @cache
-def _machine() -> str:
-    """Return a mark of this machine since its start, and of the container, which numbers its processes itself."""
-    found = [platform.node()]
-    for read in (
-        lambda: Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"),
-        lambda: os.readlink("/proc/self/ns/pid"),  # noqa: PTH115 - the text of a link that leads to no file
-    ):
-        with suppress(OSError):
-            found.append(read())
-    if len(found) == 1:
-        found.append(str(uuid.getnode()))
-    return blake2b("/".join(found).encode(), digest_size=4).hexdigest()
+def _mark_system() -> str:
+    """Return a mark of this operating system since its last start."""
+    with suppress(OSError):
+        return _hash(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"), 4)
+    return _hash(f"{platform.node()}/{uuid.getnode()}", 4)
+
+
+@cache
+def _mark_numbers() -> str:
+    """Return a mark of the process numbers of this container."""
+    with suppress(OSError):
+        return _hash(os.readlink("/proc/self/ns/pid"), 2)  # noqa: PTH115 - the text of a link that leads to no file
+    return _hash("", 2)
+
+
+def _hash(text: str, size: int) -> str:
+    return blake2b(text.encode(), digest_size=size).hexdigest()
 
 
 def describe_self() -> Holder:
     """Return this process as a new holder."""
-    return Holder(os.getpid(), platform.node(), f"{_machine()}-{secrets.token_hex(4)}")
+    return Holder(os.getpid(), platform.node(), f"{_mark_system()}-{_mark_numbers()}-{secrets.token_hex(4)}")
 
 
 def read_holder(path: Path) -> Holder | None:

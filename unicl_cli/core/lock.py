@@ -98,7 +98,7 @@ def _lock_file(path: Path, hint: str, at_end: ExitStack) -> str | None:
         is_locked = _acquire(path, at_end)
     except Timeout as error:
         holder = read_holder(path)
-        if holder is None or holder.ended or holder.is_here() or not holder.mark:
+        if holder is None or holder.ended or not holder.mark or holder.shares_system():
             raise _refuse(path, holder, hint) from error
         note = _claim(path, hint, others_are_gone=False)
         path.unlink(missing_ok=True)  # a server may keep the lock of a dead machine, which is on this file
@@ -126,12 +126,12 @@ def _acquire(path: Path, at_end: ExitStack) -> bool:
 def _claim(path: Path, hint: str, *, others_are_gone: bool) -> str | None:
     """Return None if a lock is free by what its file says, or a note if its holder is taken for dead; else UniclError.
 
-    ``others_are_gone``: no other process of this machine holds it, nor an older unicl on another one.
+    ``others_are_gone``: no other process of this system holds it, nor an older unicl on another one.
     """
     holder = read_holder(path)
-    if holder is None or holder.ended or (holder.is_here() and (others_are_gone or not holder.is_alive_here())):
+    if holder is None or holder.ended or (holder.is_visible() and not holder.is_alive()):
         return None
-    if others_are_gone and not holder.mark:
+    if others_are_gone and (holder.shares_system() or not holder.mark):
         return None
     age = read_age(path)
     if age is None or age < STALE_SECONDS:
@@ -149,13 +149,13 @@ def _check_alone(path: Path, me: Holder, hint: str) -> None:
 
 def _refuse(path: Path, holder: Holder | None, hint: str, age: float | None = None) -> UniclError:
     """Return the error for a lock that another process holds; ``age`` is that of its last sign of life."""
-    said = f"{path.parent}: locked by {holder or 'another process'}"
-    if holder is None or holder.is_here():
-        return UniclError(said, f"wait for it, or {hint}")
+    said, way = f"{path.parent}: locked by {holder or 'another process'}", f"wait for it, or {hint}"
+    if holder is None or holder.is_visible() or (age is None and holder.shares_system()):
+        return UniclError(said, way)
     if age is None:
-        return UniclError(said, f"wait for it, or {hint}; if that machine is gone, remove {path}")
+        return UniclError(said, f"{way}; if that machine is gone, remove {path}")
     left = format_duration(STALE_SECONDS - age + 1)
     return UniclError(
         f"{said}, last sign of life {format_age(age)} ago",
-        f"wait for it, or {hint}; if that machine is gone, run the same command again in {left}",
+        f"{way}; if that machine is gone, run the same command again in {left}",
     )

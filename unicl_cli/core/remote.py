@@ -31,6 +31,7 @@ _UNWRITABLE = {
     "memory": "ends with this command",
     "http": "cannot be listed",
     "https": "cannot be listed",
+    "hf": "would make a commit of every file",
 }
 """Schemes that take no output, and why."""
 _LOCAL = ("file", "local")
@@ -277,7 +278,8 @@ def output_of(text: str) -> Path:
             raise UniclError(f"output '{text}': names a machine, not a folder", f"write {scheme}:///FOLDER")
         return Path(rest)
     if scheme in _UNWRITABLE:
-        hint = "write to a folder, or to an object store such as s3://"
+        then = ", then upload it with `hf upload`" if scheme == "hf" else ", or to an object store such as s3://"
+        hint = f"write to a folder{then}"
         raise UniclError(f"output '{text}': {scheme}:// {_UNWRITABLE[scheme]}", hint)
     return RemoteOutput(address)
 

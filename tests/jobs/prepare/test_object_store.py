@@ -20,7 +20,7 @@ from unicl_cli.data.corpus import open_corpus
 from unicl_cli.errors import UniclError
 
 OUT, CORPUS, LOCK = "store://bucket/x/c", "bucket/x/c", "bucket/x/c/.lock"
-ELSEWHERE = Holder(7, "node3", "00000000-00000001")
+ELSEWHERE = Holder(7, "node3", "00000000-0000-00000001")
 SMALL = ("--labels", "digits?limit=12", "--holdout", "0", "-q")
 
 
@@ -294,6 +294,7 @@ def test_a_file_address_is_a_path_of_this_machine(text, path):
         ("file://host/a", "names a machine, not a folder"),
         ("memory://a", "ends with this command"),
         ("https://host/a", "cannot be listed"),
+        ("hf://datasets/a/b", "would make a commit of every file"),
         ("simplecache::s3://b/c", "is a chain of file systems"),
         ("s3:/b/c", "is not an address"),
     ],
