@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
+from fsspec.core import url_to_fs
+from object_store import files_in, serve_s3
 
 from unicl_cli.cli import main
 
@@ -126,6 +128,46 @@ def test_interrupted_it_says_how_to_go_on(cluster, tmp_path):
     assert process.returncode == 75, err
     assert "continue with: unicl prepare" in err
     assert not list(out.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_nodes_write_to_an_object_store_the_bytes_of_the_local_engine(cluster, tmp_path):
+    """The nodes were started without the keys of the store: the command hands them over."""
+    pytest.importorskip("moto")
+    pytest.importorskip("s3fs")
+    assert main(["prepare", *SOURCES, "-o", str(tmp_path / "c"), "--workers", "1", "-q"]) == 0
+    server = serve_s3()
+    try:
+        end(begin(cluster, "s3://bucket/c"))
+        system, name = url_to_fs("s3://bucket/c")
+        assert {found[len(name) + 1 :]: system.cat_file(found) for found in system.find(name)} == files_in(
+            tmp_path / "c"
+        )
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        ([], 0, "is complete: nothing to do"),
+        (["--labels", "nowhere"], 2, "nowhere"),
+        (["--shard-mb", "2"], 2, "was started with another plan"),
+        (["-o", "/dev/null"], 2, "/dev/null: is not a directory"),
+    ],
+)
+def test_ray_is_not_started_without_a_shard_to_make(tmp_path, capsys, monkeypatch, change, code, said):
+    pytest.importorskip("ray")
+
+    def fail(*args):
+        raise AssertionError("started")
+
+    monkeypatch.setattr("unicl_cli.jobs.prepare.engines.ray.open_ray", fail)
+    command = ["prepare", "--labels", "digits?limit=9", "--holdout", "0", "-o", str(tmp_path / "c")]
+    assert main(command) == 0
+    capsys.readouterr()
+    assert main([*command, "--engine", "ray", *change]) == code
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.slow

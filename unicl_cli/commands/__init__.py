@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from unicl_cli.commands.completion import complete_runs
+from unicl_cli.core.remote import output_of
 from unicl_cli.errors import UniclError
 
 LOG = logging.getLogger("unicl_cli")
@@ -36,17 +37,27 @@ def output_file(text: str) -> Path:
 
 def _refuse_url(text: str) -> None:
     """Raise UniclError for a URL, which would become a folder called `s3:`."""
-    if re.match(r"[a-z][a-z0-9+.:-]+://", text):
+    if re.match(r"[a-z][a-z0-9+.:-]+://", text, re.IGNORECASE):
         hint = "write to a folder of this machine, then copy it there"
         raise UniclError(f"output '{text}': is on another file system", hint)
 
 
 def output_folder(text: str | Path) -> Path:
     """Return the path of a folder to write. UniclError for ``-``, which other programs take for a stream."""
-    if str(text) in ("", "-"):
-        raise UniclError(f"output '{text}': not the name of a folder", "name a folder")
+    _check_folder_name(str(text))
     _refuse_url(str(text))
     return Path(text)
+
+
+def corpus_folder(text: str | Path) -> Path:
+    """Return the path of a corpus to write, on this machine or another file system. UniclError as `output_folder`."""
+    _check_folder_name(str(text))
+    return output_of(str(text))
+
+
+def _check_folder_name(text: str) -> None:
+    if text in ("", "-"):
+        raise UniclError(f"output '{text}': not the name of a folder", "name a folder")
 
 
 def _set_quiet(given: bool) -> bool:

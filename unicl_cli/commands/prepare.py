@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from unicl_cli.commands import COMPUTE, Json, Quiet, examples, output_folder
+from unicl_cli.commands import COMPUTE, Json, Quiet, corpus_folder, examples
 from unicl_cli.commands.completion import complete_sources, one_of
 from unicl_cli.commands.output import check_encoding
 from unicl_cli.errors import UniclError
@@ -45,7 +45,10 @@ def prepare(
         ),
     ] = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="DIR", parser=output_folder, help="Directory of the corpus.")
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="DIR", parser=corpus_folder, help="Directory of the corpus, or an address (s3://…)."
+        ),
     ] = Path("corpus"),
     data_dir: Annotated[
         Path | None,
@@ -304,5 +307,5 @@ def prepare(
         elif repair:
             run_repair(request, workers=workers, allow_version_mix=allow_version_mix, as_json=json, stop=stop)
         else:
-            chosen = EngineChoice(engine, cluster, workers)
-            job.run(request, chosen, allow_version_mix=allow_version_mix, as_json=json, stop=stop)
+            chosen, mixed = EngineChoice(engine, cluster), allow_version_mix
+            job.run(request, chosen, workers=workers, allow_version_mix=mixed, as_json=json, stop=stop)

@@ -15,9 +15,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from unicl_cli.core.remote import RangeFile, RemotePath
+from unicl_cli.core.remote import RangeFile, RemoteOutput, RemotePath
+from unicl_cli.errors import UniclError
 from unicl_cli.formats import byte_size
 
+_DOWNLOAD = 32_000_000
+"""Bytes of a remote object that are fetched by one request."""
 _TEMPORARY = re.compile(r"\.unicl-[0-9a-f]{32}\.tmp")
 """The one form of a temporary name: no program but unicl gives it to a file or folder."""
 
@@ -69,6 +72,37 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 @contextmanager
+def open_copy(path: Path) -> Generator[Path]:
+    """Yield a path of this machine with the content of ``path``: itself, or a copy of an object that ends with this.
+
+    What maps the file into memory keeps it for longer. OSError.
+    """
+    if not isinstance(path, RemotePath):
+        yield path
+        return
+    with _nameless_file() as copy:
+        size = path.read_size()
+        with copy.open("wb") as file:
+            for start in range(0, size, _DOWNLOAD):
+                file.write(path.read_range(start, min(size, start + _DOWNLOAD)))
+        yield copy
+
+
+@contextmanager
+def _nameless_file() -> Generator[Path]:
+    """Yield the path of a file in TMPDIR that has no name there: nothing is left of it, however this process ends."""
+    with tempfile.TemporaryFile(prefix="unicl-") as file:
+        yield Path(f"/dev/fd/{file.fileno()}")
+
+
+def list_names(folder: Path) -> set[str]:
+    """Return the names in a folder; none if it is missing."""
+    with suppress(FileNotFoundError):
+        return {path.name for path in folder.iterdir()}
+    return set()
+
+
+@contextmanager
 def make_folder(path: Path) -> Generator[None]:
     """Make the folder ``path``; folders created here are removed at the end if they are still empty."""
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -90,6 +124,8 @@ def is_leftover(path: Path) -> bool:
     """Return whether ``path`` is a temporary file or folder of unicl: its whole name says so, and it is not a link."""
     if not _TEMPORARY.fullmatch(path.name):
         return False
+    if isinstance(path, RemotePath):
+        return True
     mode = path.lstat().st_mode
     return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
@@ -99,7 +135,7 @@ def remove_leftovers(folder: Path) -> None:
 
     Call it only for a folder of unicl's own that is locked: other processes may still be writing elsewhere.
     """
-    with suppress(OSError):  # a folder that is missing or cannot be read holds nothing to remove
+    with suppress(OSError, UniclError):  # a folder that is missing or cannot be read holds nothing to remove
         for path in folder.iterdir():
             with suppress(OSError):  # what cannot be removed does no harm
                 if is_leftover(path):
@@ -122,8 +158,13 @@ def discard(path: Path) -> None:
 def temporary_beside(path: Path) -> Generator[Path]:
     """Yield a temporary name in the folder of ``path``, which is made if missing; the file is removed at the end.
 
-    An error of the operating system names ``path``.
+    For a remote path it is a file of this machine, without a name in any folder. An error of the operating system
+    names ``path``.
     """
+    if isinstance(path, RemoteOutput):
+        with _nameless_file() as part:
+            yield part
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = temporary_name(path.parent)
     try:
@@ -137,7 +178,13 @@ def temporary_beside(path: Path) -> Generator[Path]:
 
 
 def replace_durably(part: Path, path: Path) -> None:
-    """Rename the finished file ``part`` to ``path``; both file and name are on disk when this returns."""
+    """Rename the finished file ``part`` to ``path``; both file and name are on disk when this returns.
+
+    To a remote path it is uploaded: such a store has no rename, and shows an object once it is whole.
+    """
+    if isinstance(path, RemoteOutput):
+        path.upload(part)
+        return
     with part.open("rb+") as file:
         os.fsync(file.fileno())
     part.replace(path)

@@ -340,6 +340,17 @@ def _find_remote_damage(folder: Path, sizes: Mapping[str, int], shard: Shard) ->
     return None if size == shard.bytes else f"{folder}/{shard.file}: shard has {size} bytes instead of {shard.bytes}"
 
 
+def _find_size(shard: RemotePath, size: int) -> str | None:
+    """Return what is wrong with a shard of another file system that should have ``size`` bytes; None if sound."""
+    try:
+        found = shard.read_size()
+    except FileNotFoundError:
+        return f"{shard}: shard is missing"
+    except OSError as error:
+        return f"{shard}: shard cannot be read: {error.strerror or error}"
+    return None if found == size else f"{shard}: shard has {found} bytes instead of {size}"
+
+
 def undecodable(where: Path | str, key: str, error: ImageError) -> UniclError:
     """Return the error for an image of a corpus that cannot be decoded, although `prepare` has decoded it once.
 
@@ -359,6 +370,8 @@ def undecodable(where: Path | str, key: str, error: ImageError) -> UniclError:
 def find_damage(folder: Path, name: str, size: int) -> str | None:
     """Return what is wrong with the shard ``name`` that should have ``size`` bytes, judged by both; None if sound."""
     file = f"{folder}/{name}"
+    if isinstance(folder, RemotePath):
+        return _find_size(folder / name, size)
     try:
         found = os.stat(file)  # noqa: PTH116 - a Path for each of 100,000 shards takes as long as all the rest
     except FileNotFoundError:

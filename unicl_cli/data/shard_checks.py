@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from unicl_cli.contracts import NO_LABEL
-from unicl_cli.core.remote import RangeFile, RemotePath
+from unicl_cli.core.remote import RangeFile, RemoteOutput, RemotePath
 from unicl_cli.data.corpus_format import KNOWN, LABELS, MEDIA, SCHEMA, schema_of
 from unicl_cli.data.manifest import repair_hint
 from unicl_cli.errors import UniclError
@@ -61,13 +61,14 @@ def _open_local(shard: Path) -> pq.ParquetFile:
 
 def _open_remote(shard: RemotePath, metadata: Any = None) -> pq.ParquetFile:
     """Open a shard of another file system; columns that are neighbours are read by one request."""
-    source = pa.PythonFile(RangeFile(shard, _remote_size(shard)), mode="r")
+    size = shard.read_size() if isinstance(shard, RemoteOutput) else _remote_size(shard)
+    source = pa.PythonFile(RangeFile(shard, size), mode="r")
     return pq.ParquetFile(source, metadata=metadata, pre_buffer=True, page_checksum_verification=True)
 
 
 @lru_cache(maxsize=1_000_000)
 def _remote_size(shard: RemotePath) -> int:
-    """Return the size of a shard, asked for once: a shard never changes."""
+    """Return the size of a shard, asked for once: a shard never changes where it is only read."""
     return shard.read_size()
 
 

@@ -4,17 +4,16 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from image_server import ImageServer, draw_png, serve_images
+from image_server import ImageServer, draw_png
 
 from unicl_cli.cli import main
 from unicl_cli.data.corpus import open_corpus
-from unicl_cli.data.fetch import Fetcher, FetchError
+from unicl_cli.data.fetch import FetchError
 from unicl_cli.jobs.prepare.download import Downloader, host_of, map_ahead
-from unicl_cli.jobs.prepare.engines import local
 
 FAULTS = {"404": "http_404", "503": "http_503", "html": "not_image", "empty": "empty", "short": "short_body"}
 FAULTS |= {"reset": "reset", "loop": "too_many_redirects", "robots": "robots"}
@@ -22,17 +21,8 @@ Report = Callable[..., dict]
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ImageServer]:
-    monkeypatch.setattr(Fetcher.__new__, "__defaults__", (*Fetcher.__new__.__defaults__[:-2], 0.01, "unicl-test"))
-    with serve_images() as images:
-        yield images
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Units run in this process: what their own processes add is `test_prepare.py`'s and the slow test's."""
+def here(in_this_process: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(local, "_run_pool", lambda todo, workers, *rest: local._run_here(todo, *rest))
     return tmp_path
 
 

@@ -4,36 +4,25 @@ import gzip
 import io
 import json
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from image_server import ImageServer, draw_png, serve_images
+from image_server import ImageServer, draw_png
 from PIL import Image
 
 from unicl_cli.cli import main
 from unicl_cli.data.corpus import open_corpus
-from unicl_cli.data.fetch import Fetcher
 from unicl_cli.data.manifest import read_manifest
 from unicl_cli.data.wordnet import synsets
-from unicl_cli.jobs.prepare.engines import local
 
 TENCH, GOLDFISH = "n01440764", "n01443537"
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ImageServer]:
-    monkeypatch.setattr(Fetcher.__new__, "__defaults__", (*Fetcher.__new__.__defaults__[:-2], 0.01, "unicl-test"))
-    with serve_images() as images:
-        yield images
-
-
-@pytest.fixture
-def data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The folder of `--data-dir`; units run in this process."""
+def data(in_this_process: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The folder of `--data-dir`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("UNICL_DATA", "")
-    monkeypatch.setattr(local, "_run_pool", lambda todo, workers, *rest: local._run_here(todo, *rest))
     folder = tmp_path / "data"
     folder.mkdir()
     return folder

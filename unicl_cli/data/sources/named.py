@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from unicl_cli.contracts import NO_LABEL, ClassName, DatasetSource, Row
+from unicl_cli.core.derived import Derived
 from unicl_cli.data.pictures import Extent
 from unicl_cli.data.sources.catalogue import ALL, Dataset
 from unicl_cli.data.sources.data_dirs import check_md5
@@ -161,7 +162,7 @@ class JoinedLists:
         return self.parts[split], row._replace(ref=ref)
 
 
-class ListedRows(Sequence[Row]):
+class ListedRows(Derived[Row]):
     """The rows of one list, each changed when it is read; ``classes`` are the numbers of the list's own classes."""
 
     def __init__(self, raw: Sequence[Row], split: str, classes: Sequence[int]) -> None:
@@ -170,17 +171,11 @@ class ListedRows(Sequence[Row]):
     def __len__(self) -> int:
         return len(self.raw)
 
-    @overload
-    def __getitem__(self, at: int) -> Row: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Row]: ...
-    def __getitem__(self, at: int | slice) -> Row | list[Row]:
-        if isinstance(at, slice):
-            return [self._adopt(row) for row in self.raw[at]]
+    def derive(self, at: int) -> Row:
         return self._adopt(self.raw[at])
 
     def __iter__(self) -> Iterator[Row]:
-        return map(self._adopt, self.raw)
+        return map(self._adopt, self.raw)  # a list on the disk is read faster in order
 
     def _adopt(self, row: Row) -> Row:
         ref = row.ref if row.ref.startswith(BAD_LINE) else f"{self.split}/{row.ref}"

@@ -9,13 +9,14 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import NamedTuple
 from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unicl_cli.contracts import ClassName, Row
+from unicl_cli.core.derived import Derived
 from unicl_cli.core.text_hashes import hash_text
 from unicl_cli.data.class_mentions import ClassNameFinder, split_text
 from unicl_cli.data.sources.text_file import UTF8, read_strict_lines
@@ -87,7 +88,7 @@ def find_classes(classes: Sequence[ClassName]) -> Concepts:
     return find
 
 
-class Subset(Sequence[Row]):
+class Subset(Derived[Row]):
     """The rows of a source that are kept: 8 bytes for each."""
 
     def __init__(self, raw: Sequence[Row], numbers: NDArray[np.int64]) -> None:
@@ -96,17 +97,8 @@ class Subset(Sequence[Row]):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    @overload
-    def __getitem__(self, at: int) -> Row: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Row]: ...
-    def __getitem__(self, at: int | slice) -> Row | list[Row]:
-        if isinstance(at, slice):
-            return [self.raw[number] for number in self.numbers[at].tolist()]
+    def derive(self, at: int) -> Row:
         return self.raw[int(self.numbers[at])]
-
-    def __iter__(self) -> Iterator[Row]:
-        return (self.raw[int(number)] for number in self.numbers)
 
 
 class _Takers:

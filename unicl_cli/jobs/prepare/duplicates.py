@@ -13,15 +13,15 @@ from pydantic import Field, model_validator
 
 from unicl_cli.contracts import DatasetSource, Row
 from unicl_cli.core.documents import Document, read_document
-from unicl_cli.core.files import write_atomic
+from unicl_cli.core.files import list_names, open_copy, write_atomic
 from unicl_cli.data import text
 from unicl_cli.data.manifest import DuplicateFacts, NearFacts
 from unicl_cli.data.near_images import THUMB_BYTES, are_flat, as_hash, find_nearly_equal, make_thumbnail
 from unicl_cli.data.pictures import Examined, ImageError, examine
 from unicl_cli.data.shard_checks import ShardRules, read_columns
-from unicl_cli.jobs.prepare.parts import PartMarker
+from unicl_cli.jobs.prepare.parts import PartMarker, read_in_order
 from unicl_cli.jobs.prepare.shards import THREADS, RowTools, Tick, json_bytes, row_chunks, usable_texts
-from unicl_cli.jobs.prepare.units import Unit, Work
+from unicl_cli.jobs.prepare.units import PARTS, Unit, Work
 
 FILE = "duplicates.json"
 _NO_DIGEST = bytes(32)
@@ -101,9 +101,11 @@ def hash_unit(work: Work, source: DatasetSource, tick: Tick, stopped: Callable[[
 def units_without_digests(units: Iterable[Unit], out: Path, *, near: bool) -> list[Unit]:
     """Return the units whose digests, or signatures if ``near``, are missing or incomplete."""
 
+    there = list_names(out / PARTS)
+
     def is_whole(name: str, size: int) -> bool:
         file = out / name
-        return file.is_file() and file.stat().st_size == size
+        return file.name in there and file.is_file() and file.stat().st_size == size
 
     return [
         unit
@@ -115,9 +117,10 @@ def units_without_digests(units: Iterable[Unit], out: Path, *, near: bool) -> li
 
 def remove_digests(units: Iterable[Unit], out: Path) -> None:
     """Delete the digests and signatures of the units."""
-    for unit in units:
-        (out / unit.hashes).unlink(missing_ok=True)
-        (out / unit.signatures).unlink(missing_ok=True)
+    there = list_names(out / PARTS)
+    for file in (out / name for unit in units for name in (unit.hashes, unit.signatures)):
+        if file.name in there:
+            file.unlink(missing_ok=True)
 
 
 def read_duplicates(out: Path) -> Duplicates | None:
@@ -178,10 +181,13 @@ def count_equal_images(folder: Path, shards: Sequence[PartMarker]) -> dict[str, 
     several kinds; ``of_eval``: for every other split, training rows whose image is also in that split.
     """
     found: dict[tuple[str, str], list[NDArray[np.uint64]]] = {}
-    for shard in shards:
+
+    def read(shard: PartMarker) -> NDArray[np.uint64]:
         rules = ShardRules(shard.kind, 0)
         column = read_columns(folder / shard.file, shard.row_groups, ["sha256"], rules).column("sha256")
-        digests = np.frombuffer(b"".join(column.to_pylist()), np.uint64)[::4]
+        return np.frombuffer(b"".join(column.to_pylist()), np.uint64)[::4]
+
+    for shard, digests in zip(shards, read_in_order(folder, read, shards), strict=True):
         found.setdefault((shard.split, shard.kind), []).append(digests)
     images = {at: np.concatenate(of) for at, of in found.items()}
     training = [np.unique(of) for (split, _), of in images.items() if split == "train"]
@@ -270,7 +276,7 @@ def _group_near(
     Every row of a group nearly equals its first, so no chain of small changes joins different images. Adds the images
     that cannot be compared to ``counts``.
     """
-    files = [np.memmap(out / unit.signatures, SIGNATURE, "r") for unit in units]
+    files = [_map_signatures(out / unit.signatures) for unit in units]
     state = np.concatenate([file["state"] for file in files])
     own = np.arange(len(digests))
     equal = own.copy()  # the first row with the same digest
@@ -292,6 +298,11 @@ def _group_near(
     for places in np.split(order, np.flatnonzero(np.diff(first[order])) + 1):
         if len(places) > 1:
             yield places, equal[places] == equal[places[0]]
+
+
+def _map_signatures(file: Path) -> NDArray[Any]:
+    with open_copy(file) as copy:
+        return np.memmap(copy, SIGNATURE, "r")
 
 
 def _other_texts(first: Row, rest: Sequence[Row]) -> list[str]:

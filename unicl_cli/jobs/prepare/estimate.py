@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from unicl_cli.core.json_output import print_json
 from unicl_cli.core.machine import cores
+from unicl_cli.core.remote import RemotePath
 from unicl_cli.data.manifest import PLAN
 from unicl_cli.data.pictures import MAX_PIXELS
 from unicl_cli.errors import Remark, UniclError, print_line
@@ -82,7 +83,7 @@ def run(request: PrepareRequest, *, workers: int | None, as_json: bool) -> None:
     else:
         for line in _format_report(report):
             print_line(line)
-    if report["bytes_expected"][1] * ROOM > report["free"]:
+    if report["free"] is not None and report["bytes_expected"][1] * ROOM > report["free"]:
         raise UniclError(
             f"{out}: not enough disk space: {byte_size(report['free'])} free, "
             f"{byte_size(report['bytes_expected'][1] * ROOM)} needed ({ROOM} times the expected size)",
@@ -160,7 +161,10 @@ def _estimate_memory(workers: int, pixels: int, samples: list[SourceSample]) -> 
     return round(peak + worker * workers)
 
 
-def _free_bytes(out: Path) -> int:
+def _free_bytes(out: Path) -> int | None:
+    """Return the free space of the disk; None for another file system, which does not say."""
+    if isinstance(out, RemotePath):
+        return None
     there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     return shutil.disk_usage(there).free
 
@@ -176,6 +180,7 @@ def _format_report(report: dict[str, Any]) -> list[str]:
         size = byte_size(line["bytes_expected"])
         cells.append((line["source"], line["kind"], line["split"], f"{line['rows']:,}", bounds, rejected, size))
     seconds = report["seconds"]
+    free = f" ({byte_size(report['free'])} free)" if report["free"] is not None else ""
     duration = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{max(1, seconds)} s"
     return [
         *align_columns(cells),
@@ -183,8 +188,7 @@ def _format_report(report: dict[str, Any]) -> list[str]:
         *format_sets(report),
         *([f"rejected in sample: {format_counts(reasons)}"] if reasons else []),
         f"{report['corpus']}: about {report['rows_expected'][0]:,} of {count_of(report['rows'], 'row')}, "
-        f"{count_of(report['classes'], 'class')}, {byte_size(report['bytes_expected'][0])} "
-        f"({byte_size(report['free'])} free)",
+        f"{count_of(report['classes'], 'class')}, {byte_size(report['bytes_expected'][0])}{free}",
         f"about {duration} and {byte_size(report['memory'])} of memory with "
         f"{count_of(report['workers'], 'worker')}; nothing was written",
     ]

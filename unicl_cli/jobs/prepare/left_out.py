@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from unicl_cli.core.documents import MAX_BYTES
+from unicl_cli.core.files import read_regular
 from unicl_cli.core.json_text import parse_json
 from unicl_cli.core.text_hashes import hash_text, is_among
 from unicl_cli.data.shard_checks import ShardRules, read_columns
 from unicl_cli.errors import UniclError
 from unicl_cli.formats import count_of
 from unicl_cli.jobs.prepare.download import host_of
-from unicl_cli.jobs.prepare.parts import PartMarker
+from unicl_cli.jobs.prepare.parts import PartMarker, read_in_order
 from unicl_cli.jobs.prepare.shards import Rejected
 from unicl_cli.jobs.prepare.units import rejects_of
 
@@ -34,8 +36,8 @@ def read_left_out(out: Path, markers: Sequence[PartMarker], *, strict: bool = Fa
         if marker.retried and marker.rows:
             for key in _read_column(out, marker, "key"):
                 rows.pop(key, None)
-        file = out / rejects_of(marker.split, Path(marker.file).stem)
-        listed = _read_lines(file) if marker.rejected and file.is_file() else []
+        listed = _read_rejects(out, marker)
+        file = _rejects_of(out, marker)
         if strict and Counter(row.reason for row in listed) != marker.rejected:
             raise UniclError(
                 f"{file}: does not list the rows that {marker.file} lacks", "prepare the list again into another -o"
@@ -50,11 +52,11 @@ class LeftOut:
     def __init__(self, out: Path, markers: Sequence[PartMarker]) -> None:
         keys, hosts, back = array("Q"), array("q"), array("Q")
         names: dict[str, int] = {}
-        for marker in markers:
+        listed = read_in_order(out, lambda marker: _read_rejects(out, marker), markers)
+        for marker, rejects in zip(markers, listed, strict=True):
             if marker.retried and marker.rows:
                 back.extend(map(hash_text, _read_column(out, marker, "key")))
-            file = out / rejects_of(marker.split, Path(marker.file).stem)
-            for row in _read_lines(file) if marker.rejected and file.is_file() else ():
+            for row in rejects:
                 keys.append(hash_text(str(row.key)))
                 hosts.append(names.setdefault(host_of(row.url) if row.url else "", len(names)))
         every = np.frombuffer(keys, np.uint64)[::-1]  # of a row that failed again, the last try counts
@@ -71,10 +73,17 @@ class LeftOut:
         return is_among(hash_text(key), self._keys)
 
 
-def _read_lines(file: Path) -> list[Rejected]:
-    """Return the rows of a file of rejects, without lines that somebody has edited."""
+def _rejects_of(out: Path, marker: PartMarker) -> Path:
+    return out / rejects_of(marker.split, Path(marker.file).stem)
+
+
+def _read_rejects(out: Path, marker: PartMarker) -> list[Rejected]:
+    """Return the rows that a unit left out, without lines that somebody has edited."""
+    file = _rejects_of(out, marker)
+    if not marker.rejected or not file.is_file():
+        return []
     found: list[Rejected] = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_regular(file, MAX_BYTES).decode("utf-8", "replace").splitlines():
         with suppress(ValueError, TypeError):
             found.append(Rejected(**parse_json(line)))
     return found
@@ -92,14 +101,13 @@ def count_rejected(markers: Sequence[PartMarker]) -> dict[str, int]:
 def describe_downloads(out: Path, markers: Sequence[PartMarker], lost: Counter[str]) -> dict[str, Any]:
     """Return ``downloads``: the URLs that gave an image, and the hosts that ``lost`` most; nothing without URLs."""
     kept: Counter[str] = Counter()
-    for marker in markers:
-        if marker.rows:
-            kept.update(host_of(url) for url in _read_column(out, marker, "url") if url)
+    for urls in read_in_order(out, lambda marker: _read_column(out, marker, "url"), (m for m in markers if m.rows)):
+        kept.update(host_of(url) for url in urls if url)
     if not kept and not lost:
         return {}
     worst = [{"host": host, "urls": kept[host] + count, "kept": kept[host]} for host, count in lost.most_common(_WORST)]
-    urls = kept.total() + lost.total()
-    return {"downloads": {"urls": urls, "kept": kept.total(), "hosts": len(kept | lost), "worst": worst}}
+    total = kept.total() + lost.total()
+    return {"downloads": {"urls": total, "kept": kept.total(), "hosts": len(kept | lost), "worst": worst}}
 
 
 def format_downloads(report: dict[str, Any]) -> list[str]:

@@ -7,12 +7,14 @@ import errno
 import multiprocessing
 import os
 import signal
+import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from unicl_cli.core.files import remove_leftovers
 from unicl_cli.core.lock import lock_folder
+from unicl_cli.core.remote import RemotePath
 from unicl_cli.errors import Stopped, UniclError, write_line
 
 LOCK = ".lock"
@@ -72,9 +74,10 @@ class Stop:
         for child in multiprocessing.active_children():
             child.kill()
             child.join(1)
-        self.clean_up()
-        if self.is_locked:
-            (self.out / LOCK).unlink(missing_ok=True)
+        if not isinstance(self.out, RemotePath):  # a store that hangs is left; a dead process holds no lock there
+            self.clean_up()
+            if self.is_locked:
+                (self.out / LOCK).unlink(missing_ok=True)
         error = self.error()
         write_line(error.message)
         write_line(f"  {error.hint}")
@@ -127,13 +130,21 @@ def remove_unfinished(out: Path) -> None:
 
 
 def _list_folders(out: Path) -> list[Path]:
-    """List the folders that `prepare` makes in ``out``, the inner ones first; links lead to the user's own places."""
+    """List the folders that `prepare` makes in ``out``, the inner ones first; links lead to the user's own places.
+
+    A store of objects has none.
+    """
+    if isinstance(out, RemotePath):
+        return []
     found = [*(out / "data").glob("*"), *(out / name for name in ("data", "parts", "rejects"))]
     return [folder for folder in found if folder.is_dir() and not folder.is_symlink()]
 
 
 def _explain_os_error(out: Path, error: OSError) -> UniclError | None:
     """Return an error with a hint for a full disk or an unreadable file; None for anything else."""
+    if error.errno in _FULL and isinstance(out, RemotePath):
+        hint = "free some space there, or set TMPDIR to a folder on another disk, then run the same command again"
+        return UniclError(f"{tempfile.gettempdir()}: {error.strerror}", hint)
     if error.errno in _FULL:
         return UniclError(f"{out}: {error.strerror}", "free some space, then run the same command again to continue")
     if error.filename and error.errno:

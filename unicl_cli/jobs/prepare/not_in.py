@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from unicl_cli.core.files import replace_durably, temporary_beside
+from unicl_cli.core.files import open_copy, replace_durably, temporary_beside
+from unicl_cli.core.remote import place_of
 from unicl_cli.data.corpus import Corpus, RowTable, open_corpus
 from unicl_cli.data.manifest import NotIn
 from unicl_cli.data.near_images import (
@@ -79,7 +81,7 @@ def _open_other(src: str, out: Path | None, option: str) -> OtherCorpus:
     path, options = split_options(src)
     if unknown := options.keys() - {"split"}:
         raise UniclError(f"{option} {src}: unknown option '{min(unknown)}'", "use CORPUS or CORPUS?split=NAME")
-    folder = Path(path).expanduser()
+    folder = place_of(path).expanduser()
     if out is not None and folder.resolve() == out.resolve():
         raise UniclError(f"{option} {src}: is the same corpus", "name another corpus, such as a test set")
     corpus = open_corpus(folder)
@@ -94,6 +96,7 @@ def _open_other(src: str, out: Path | None, option: str) -> OtherCorpus:
 
 def write_index(others: Sequence[OtherCorpus], out: Path) -> None:
     """Decode every image of the corpora once and write FILE, unless an earlier command wrote it for the same ones."""
+    open_index.cache_clear()
     planned = repr([(other.split, other.corpus.checksum) for other in others]).encode()
     if _is_written(out / FILE, planned):
         return
@@ -119,7 +122,7 @@ def remove_index(out: Path) -> None:
 
 def _is_written(file: Path, planned: bytes) -> bool:
     try:
-        with pa.OSFile(str(file)) as opened:
+        with open_copy(file) as copy, pa.OSFile(str(copy)) as opened:
             return (pa.ipc.open_file(opened).schema.metadata or {}).get(_PLANNED) == planned
     except (OSError, pa.ArrowException):
         return False
@@ -173,7 +176,8 @@ class KnownImages:
     """The images of all corpora of `--not-in`: 100 bytes for each in memory; keys and thumbnails stay on the disk."""
 
     def __init__(self, out: Path) -> None:
-        table = pa.ipc.open_file(pa.memory_map(str(out / FILE))).read_all()
+        with open_copy(out / FILE) as copy:
+            table = pa.ipc.open_file(pa.memory_map(str(copy))).read_all()
         self.rows, self.thumbs = table.column("row"), table.column("thumb")
         images, hashes = (_numbers(table, name).astype(np.uint64) for name in ("image", "hash"))
         self.corpus = _numbers(table, "corpus")
@@ -200,6 +204,12 @@ class KnownImages:
         thumbs = b"".join(self.thumbs[row].as_py() for row in rows.tolist())
         others = np.frombuffer(thumbs, np.uint8).reshape(-1, THUMB_BYTES)
         return rows[compare_thumbs(np.frombuffer(make_thumbnail(image.pixels), np.uint8), others) >= SIMILAR]
+
+
+@lru_cache(maxsize=1)
+def open_index(out: Path) -> KnownImages:
+    """Return the images of `write_index`, which a process reads once: from another file system they are fetched."""
+    return KnownImages(out)
 
 
 def count_found(

@@ -1,20 +1,25 @@
 """The marker of a finished unit, ``parts/*.json``: its model, its only reader, and what it must say of its unit."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
 from unicl_cli.core.documents import Document, read_document
-from unicl_cli.data.corpus import find_damage
+from unicl_cli.core.files import list_names
+from unicl_cli.core.remote import RemotePath
+from unicl_cli.data.corpus import READERS, find_damage
 from unicl_cli.data.manifest import Count, Kind, Positive, SetSize, Sha256, ShardPath
 from unicl_cli.errors import UniclError
+from unicl_cli.jobs.prepare.download import map_ahead
 from unicl_cli.jobs.prepare.shards import MOST_WORDS
-from unicl_cli.jobs.prepare.units import Unit
+from unicl_cli.jobs.prepare.units import PARTS, Unit
 
 MAX_MARKER = 16_000_000
 """The largest marker in bytes: 8,192 rows with a class each have less than 1 MB."""
+T = TypeVar("T")
+R = TypeVar("R")
 _Number = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
 
 
@@ -68,6 +73,31 @@ class PartMarker(Document):
         if self.set_sizes is not None:
             return sum(int(count) * rows for count, rows in self.set_sizes.items())
         return self.rows if self.kind == "labels" else 0
+
+
+def read_in_order(out: Path, read: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Yield ``read`` of each item in order; from a corpus on another file system, several are read at a time."""
+    if isinstance(out, RemotePath):
+        return map_ahead(read, items, threads=READERS, ahead=READERS)
+    return map(read, items)
+
+
+def find_begun(out: Path, units: Sequence[Unit]) -> list[Unit]:
+    """Return the units that have a marker, sound or not, by one listing of their folder."""
+    there = list_names(out / PARTS)
+    return [unit for unit in units if unit.marker.removeprefix(f"{PARTS}/") in there]
+
+
+def read_finished(out: Path, unit: Unit, classes: int) -> PartMarker | str | None:
+    """Return the marker of a unit, or what is wrong with it or its shard; None if the unit is not finished."""
+    try:
+        marker = read_marker(out, unit, classes)
+    except UniclError as error:
+        return f"{error.message}: making its shard again"
+    if marker is None:
+        return None
+    problem = find_part_damage(out, marker)
+    return f"{problem}: making it again" if problem else marker
 
 
 def read_marker(out: Path, unit: Unit, classes: int) -> PartMarker | None:

@@ -8,18 +8,16 @@ from typing import Any, NamedTuple
 
 from unicl_cli.core.documents import check_document
 from unicl_cli.core.files import write_atomic
-from unicl_cli.core.machine import cores
 from unicl_cli.data.manifest import MANIFEST, PLAN, EqualImages, Manifest, read_manifest, repair_hint
 from unicl_cli.errors import Stopped, UniclError
 from unicl_cli.jobs.prepare import duplicates, holdout, not_in
 from unicl_cli.jobs.prepare.download import Downloads
 from unicl_cli.jobs.prepare.duplicates import NO_DUPLICATES, Duplicates
-from unicl_cli.jobs.prepare.engines.choice import EngineChoice
-from unicl_cli.jobs.prepare.engines.engine import Engine, Job, Marker, WorkList
-from unicl_cli.jobs.prepare.engines.local import run_local
+from unicl_cli.jobs.prepare.engines.choice import ON_THIS_MACHINE, EngineChoice, LateEngine
+from unicl_cli.jobs.prepare.engines.engine import Job, Marker, WorkList
 from unicl_cli.jobs.prepare.lock import Stop, lock_output, remove_unfinished
 from unicl_cli.jobs.prepare.manifest import find_contradictions, fold_manifest
-from unicl_cli.jobs.prepare.parts import PartMarker, find_part_damage, read_marker
+from unicl_cli.jobs.prepare.parts import PartMarker, find_begun, read_finished, read_in_order
 from unicl_cli.jobs.prepare.plan import CorpusPlan, make_plan
 from unicl_cli.jobs.prepare.plan_file import PlanFile, agree_on_plan, check_out_dir, check_versions
 from unicl_cli.jobs.prepare.progress import Progress, format_counts, note, warn
@@ -36,15 +34,21 @@ class Preparation(NamedTuple):
     plan: CorpusPlan
     units: list[Unit]
     out: Path
-    engine: Engine
-    workers: int
+    engine: LateEngine
     stop: Stop
 
 
-def run(request: PrepareRequest, engine: EngineChoice, *, allow_version_mix: bool, as_json: bool, stop: Stop) -> None:
+def run(
+    request: PrepareRequest,
+    engine: EngineChoice,
+    *,
+    workers: int | None,
+    allow_version_mix: bool,
+    as_json: bool,
+    stop: Stop,
+) -> None:
     """Prepare, then write the closing table (or JSON document) to stdout."""
-    with engine.open() as (run_units, workers):
-        report = prepare(request, workers=workers, allow_version_mix=allow_version_mix, stop=stop, engine=run_units)
+    report = prepare(request, workers=workers, allow_version_mix=allow_version_mix, stop=stop, engine=engine)
     write_report(report, as_json=as_json)
 
 
@@ -55,18 +59,19 @@ def prepare(
     allow_version_mix: bool = False,
     redo: frozenset[str] = frozenset(),
     stop: Stop | None = None,
-    engine: Engine = run_local,
+    engine: EngineChoice = ON_THIS_MACHINE,
 ) -> dict[str, Any]:
     """Make or finish the corpus in ``request.out`` and return the document of `--json`.
 
     ``redo`` names shards, or the manifest, to make again although they look sound. UniclError for sources, options or a
-    directory that do not fit; Stopped if ``stop`` was requested.
+    directory that do not fit; Stopped if ``stop`` was requested. The engine starts once there is a unit to make.
     """
+    engine.check()
     out = request.out
     stop = stop or Stop(out, "the same command")
     sources = request.sources()
     check_out_dir(out)
-    with lock_output(stop):
+    with lock_output(stop), LateEngine(engine, workers) as late:
         plan = make_plan(sources, request.options, out, downloads=request.downloads)
         for line in plan.notes:
             warn(line)
@@ -80,14 +85,14 @@ def prepare(
             saved = _plan_retries(plan, saved, out, markers, allow_version_mix=allow_version_mix)
         saved = drop_overtaken(saved, out, markers)
         units = saved.all_units()
-        is_new = not any((out / unit.marker).exists() for unit in units)
+        is_new = not find_begun(out, units)
         is_finished = len(markers) == len(units) and MANIFEST not in redo
         if is_finished and (report := _read_finished(plan, saved, out, list(markers.values()))):
             note(f"{out} is complete: nothing to do")
             return report
         rows_before = None if request.retry_failed else _count_rows(out)
         (out / MANIFEST).unlink(missing_ok=True)
-        preparation = Preparation(plan, units, out, engine, workers or cores(), stop)
+        preparation = Preparation(plan, units, out, late, stop)
         if plan.others:
             not_in.write_index(plan.others, out)
         with stop.defer_interrupts():
@@ -147,18 +152,13 @@ def _check_folders(out: Path, units: Sequence[Unit]) -> None:
 def _read_markers(out: Path, units: Sequence[Unit], classes: int, redo: frozenset[str]) -> dict[str, PartMarker]:
     """Return the markers of finished units: sound, and with a shard of the right size."""
     markers: dict[str, PartMarker] = {}
-    for unit in units:
-        try:
-            marker = read_marker(out, unit, classes)
-        except UniclError as error:
-            warn(f"{error.message}: making its shard again")
-            continue
-        if marker is None:
-            continue
-        if problem := find_part_damage(out, marker):
-            warn(f"{problem}: making it again")
-        elif unit.shard not in redo:
-            markers[unit.marker] = marker
+    begun = find_begun(out, units)
+    results = read_in_order(out, lambda unit: read_finished(out, unit, classes), begun)
+    for unit, found in zip(begun, results, strict=True):
+        if isinstance(found, str):
+            warn(found)
+        elif found is not None and unit.shard not in redo:
+            markers[unit.marker] = found
     return markers
 
 
@@ -241,13 +241,15 @@ def _run_engine(
     preparation: Preparation, units: Sequence[Unit], job: Job, found: Duplicates, progress: Progress
 ) -> Iterator[Marker]:
     plan, stop = preparation.plan, preparation.stop
+    if not units or stop():
+        return iter(())
+    run_units, workers = preparation.engine.start()
     remote = any(of.has_urls for of in plan.sources)
-    workers = preparation.workers
     if remote:
         workers = max(1, min(workers, len(units), plan.downloads.per_host))
         plan = plan._replace(downloads=plan.downloads.share_among(workers))
     todo = WorkList(job, units, partial(plan.work, out=preparation.out, duplicates=found), plan.source, remote)
-    return preparation.engine(todo, workers=workers, progress=progress, stopped=stop)
+    return run_units(todo, workers=workers, progress=progress, stopped=stop)
 
 
 def _finish_corpus(

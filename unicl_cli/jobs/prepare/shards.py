@@ -22,7 +22,7 @@ from unicl_cli.data.media import MAX_MEDIA_BYTES, MediaError
 from unicl_cli.data.pictures import ImageError, examine
 from unicl_cli.data.sources.lists.record import BAD_LINE
 from unicl_cli.jobs.prepare.download import DOWNLOADS, Downloader, map_ahead, origin_of, url_of
-from unicl_cli.jobs.prepare.not_in import SAME, KnownImages
+from unicl_cli.jobs.prepare.not_in import SAME, open_index
 from unicl_cli.jobs.prepare.units import Work
 
 THREADS = 4
@@ -254,7 +254,7 @@ class RowTools:
         self.decoders = threading.Semaphore(DECODERS)
         self.download = Downloader(work.fetch, work.per_host) if work.fetch else None
         self.threads = DOWNLOADS if work.fetch else THREADS
-        self.known = KnownImages(work.out) if work.not_in else None
+        self.known = open_index(work.out) if work.not_in else None
 
     def read(self, row: Row, url: str | None) -> Mapping[str, bytes]:
         """Return what the row has, by kind; FetchError if its image cannot be downloaded."""

@@ -7,6 +7,8 @@ from typing import NamedTuple
 from unicl_cli.contracts import Row
 from unicl_cli.data.fetch import Fetcher
 
+PARTS = "parts"
+"""The folder of a corpus for what is written beside each shard: markers, and digests while there are any."""
 MAX_UNIT_ROWS = 8192
 MAX_GROUP_ROWS = 2048
 """The most rows of a shard and of a row group."""
@@ -34,7 +36,7 @@ class Unit(NamedTuple):
 
     @property
     def marker(self) -> str:
-        return f"parts/{self.split}.{self.name}.json"
+        return f"{PARTS}/{self.split}.{self.name}.json"
 
     @property
     def rejects(self) -> str:
@@ -42,11 +44,11 @@ class Unit(NamedTuple):
 
     @property
     def hashes(self) -> str:
-        return f"parts/{self.split}.{self.name}.sha256"
+        return f"{PARTS}/{self.split}.{self.name}.sha256"
 
     @property
     def signatures(self) -> str:
-        return f"parts/{self.split}.{self.name}.near"
+        return f"{PARTS}/{self.split}.{self.name}.near"
 
 
 def rejects_of(split: str, name: str) -> str:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from unicl_cli.contracts import NO_LABEL, ClassName
 from unicl_cli.core.class_groups import label_sets_of
+from unicl_cli.core.files import open_copy
 from unicl_cli.data.corpus import find_damage
 from unicl_cli.data.corpus_format import KNOWN, LABELS, MEDIA, SCHEMA
 from unicl_cli.data.manifest import MANIFEST, PLAN, SETS_VERSION, Manifest, Shard, read_manifest
@@ -163,15 +164,21 @@ def _check_shard(folder: Path, shard: Written, rules: ShardRules) -> _ShardConte
     if problem := find_damage(folder, shard.file, shard.bytes):
         raise _DamagedError(problem.removeprefix(f"{file}: "))
     try:
-        with file.open("rb") as content:
-            if hashlib.file_digest(content, "sha256").hexdigest() != shard.sha256:
-                raise _DamagedError("its bytes have changed (different sha256)")
+        with open_copy(file) as copy:
+            return _check_content(copy, shard, rules)
+    except (pa.ArrowException, OSError) as error:
+        raise _DamagedError(f"cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _check_content(file: Path, shard: Written, rules: ShardRules) -> _ShardContent:
+    with file.open("rb") as content:
+        if hashlib.file_digest(content, "sha256").hexdigest() != shard.sha256:
+            raise _DamagedError("its bytes have changed (different sha256)")
+    try:
         with open_shard(file, shard.row_groups) as parquet:
             return _check_groups(parquet, file, shard, rules)
     except UniclError as error:
         raise _DamagedError(error.message.removeprefix(f"{file}: damaged: ")) from error
-    except (pa.ArrowException, OSError) as error:
-        raise _DamagedError(f"cannot be read: {' '.join(str(error).split())}") from error
 
 
 def _check_groups(parquet: pq.ParquetFile, file: Path, shard: Written, rules: ShardRules) -> _ShardContent:
@@ -250,7 +257,7 @@ def _compare_counts(manifest: Manifest, labels: dict[str, Counter[int]]) -> list
 def _compare_files(manifest: Manifest, folder: Path) -> list[Finding]:
     """Find shard files that the manifest does not name."""
     named = {shard.file for shard in manifest.shards}
-    there = (file.relative_to(folder).as_posix() for file in (folder / "data").rglob("*.parquet"))
+    there = ("/".join(file.parts[len(folder.parts) :]) for file in (folder / "data").rglob("*.parquet"))
     return [Finding(file, "not a shard of this corpus") for file in sorted(set(there) - named)]
 
 

@@ -1,14 +1,16 @@
 """The local engine: markers of all units, from this process or a pool, until a stop."""
 
 import os
+from contextlib import contextmanager
 
 import pytest
 
 from unicl_cli.contracts import Row
+from unicl_cli.jobs.prepare.engines.choice import EngineChoice
 from unicl_cli.jobs.prepare.engines.engine import WorkList
 from unicl_cli.jobs.prepare.engines.local import run_local
 from unicl_cli.jobs.prepare.prepare import prepare
-from unicl_cli.jobs.prepare.request import PrepareRequest
+from unicl_cli.jobs.prepare.request import PrepareOptions, PrepareRequest
 from unicl_cli.jobs.prepare.units import Unit, Work
 
 
@@ -62,11 +64,21 @@ def test_the_order_in_which_an_engine_yields_does_not_change_the_corpus(tmp_path
     def backwards(todo, *, workers, progress, stopped):
         return run_local(todo._replace(units=todo.units[::-1]), workers=1, progress=progress, stopped=stopped)
 
+    opened = []
+
+    class Backwards(EngineChoice):
+        @contextmanager
+        def open(self, workers):
+            opened.append(workers)
+            yield backwards, workers
+
     written = []
-    for name, engine in (("a", run_local), ("b", backwards)):
-        request = PrepareRequest(("digits?limit=30",), ("digits?limit=20",), (), tmp_path / name / "c")
+    for name, engine in (("a", EngineChoice()), ("b", Backwards())):
+        options = PrepareOptions(dedup="exact")
+        request = PrepareRequest(("digits?limit=30",), ("digits?limit=20",), (), tmp_path / name / "c", options)
         prepare(request, workers=1, engine=engine)
         files = sorted(file for file in request.out.rglob("*") if file.is_file())
         written.append({file.relative_to(request.out): file.read_bytes() for file in files})
     assert written[0] == written[1]
+    assert opened == [1], "once, for the comparison and the shards"
     assert len([file for file in written[0] if file.suffix == ".parquet"]) > 2

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unicl_cli.contracts import DatasetSource
+from unicl_cli.core.remote import RemotePath, set_environment
 from unicl_cli.data.manifest import PLAN
 from unicl_cli.data.sources.resolve import open_source
 from unicl_cli.errors import UniclError
@@ -32,6 +33,8 @@ _POLL, _END = 0.2, 20
 _OBJECT_STORE = 200_000_000
 """Bytes of the shared memory of a cluster that is started here: units send small markers only."""
 _INHERITED = ("UNICL_PLUGINS", "UNICL_DATA", "HF_HOME", "HF_HUB_OFFLINE")
+_OF_STORES = ("AWS_", "FSSPEC_", "AZURE_", "GOOGLE_")
+"""Beginnings of the variables with addresses and keys of object stores, which a node needs for an output there."""
 
 
 class Place(NamedTuple):
@@ -85,10 +88,8 @@ def _check_listens(address: str) -> None:
 def _import_ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would send statistics to its makers
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine needs more than Ray's 30 s
-    try:
-        import ray
-    except ImportError as error:
-        raise UniclError("--engine ray: Ray is not installed", 'install it: pip install "unicl[ray]"') from error
+    import ray
+
     return ray
 
 
@@ -96,7 +97,7 @@ def run_ray(todo: WorkList, *, workers: int, progress: ProgressReport, stopped: 
     """Run the job on every unit, as an ``Engine`` does; progress moves by whole units. Ray is connected."""
     ray = _import_ray()
     start = ray.remote(num_cpus=1, max_retries=RETRIES)(run_on_node).remote
-    place = Place(str(Path.cwd()), {name: os.environ[name] for name in _INHERITED if name in os.environ}, VERSIONS)
+    place = Place(str(Path.cwd()), _choose_variables(todo), VERSIONS)
     waiting = deque(todo.units)
     pending: dict[Any, Unit] = {}
     try:
@@ -114,6 +115,16 @@ def run_ray(todo: WorkList, *, workers: int, progress: ProgressReport, stopped: 
             ray.cancel(task, force=True)
         if pending:
             ray.wait(list(pending), num_returns=len(pending), timeout=_END)
+
+
+def _choose_variables(todo: WorkList) -> dict[str, str]:
+    """Return the environment variables that tasks take over; keys of stores only if they write to one."""
+    to_store = isinstance(todo.work_of(todo.units[0]).out, RemotePath)
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in _INHERITED or (to_store and name.startswith(_OF_STORES))
+    }
 
 
 def _result_of(task: Any, unit: Unit) -> Marker:
@@ -138,11 +149,11 @@ def run_on_node(job: Job, work: Work, place: Place) -> Marker | None:
             f"{node}: has {format_versions(VERSIONS)}, but this machine {format_versions(place.versions)}",
             "install the same versions on all nodes",
         )
+    set_environment(place.environment)
     for folder, seen in ((place.folder, Path(place.folder).is_dir()), (work.out, (work.out / PLAN).is_file())):
         if not seen:
             raise UniclError(f"{node}: does not see {folder}", "use folders that all nodes share, at one path")
     os.chdir(place.folder)  # sources may be relative to it
-    os.environ.update(place.environment)
     warnings.simplefilter("ignore")  # Pillow's remarks on odd images; what matters becomes a reason
     return job(work, _open_cached(work.src, work.unit.kind), lambda rows, size, rejected: None, lambda: False)
 
