@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from unicl_cli.core.sampler import seed_of
     from unicl_cli.core.schedule import lr_at
     from unicl_cli.core.sinks import JsonlSink
+    from unicl_cli.core.spool import Spool
     from unicl_cli.core.towers import traits_of
     from unicl_cli.data.class_names import read_class_file, read_classes
     from unicl_cli.data.class_numbers import match_labels
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from unicl_cli.data.run_lengths import mask_of_runs
     from unicl_cli.data.shape_scenes import write_shape_scenes
     from unicl_cli.data.sources.media_files import read_files, stamp_files
+    from unicl_cli.data.sources.row_spool import spool_rows
     from unicl_cli.data.sources.tar_members import iter_members
     from unicl_cli.data.tokenizers import corpus_tokenizer, load_tokenizer
     from unicl_cli.encoders.neck import TowerPyramid, find_pyramid_tower
@@ -94,6 +96,7 @@ _HOME = {
     "unicl_cli.core.sampler": "seed_of",
     "unicl_cli.core.schedule": "lr_at",
     "unicl_cli.core.sinks": "JsonlSink",
+    "unicl_cli.core.spool": "Spool",
     "unicl_cli.core.towers": "traits_of",
     "unicl_cli.data.class_names": "read_class_file read_classes",
     "unicl_cli.data.class_numbers": "match_labels",
@@ -106,6 +109,7 @@ _HOME = {
     "unicl_cli.data.run_lengths": "mask_of_runs",
     "unicl_cli.data.shape_scenes": "write_shape_scenes",
     "unicl_cli.data.sources.media_files": "read_files stamp_files",
+    "unicl_cli.data.sources.row_spool": "spool_rows",
     "unicl_cli.data.sources.tar_members": "iter_members",
     "unicl_cli.data.tokenizers": "corpus_tokenizer load_tokenizer",
     "unicl_cli.encoders.neck": "TowerPyramid find_pyramid_tower",
@@ -171,6 +175,7 @@ __all__ = [
     "Sample",
     "Section",
     "Sink",
+    "Spool",
     "Step",
     "StopFlag",
     "Target",
@@ -250,6 +255,7 @@ __all__ = [
     "set_columns",
     "shard",
     "share_of_mean",
+    "spool_rows",
     "stamp_files",
     "start_accelerator",
     "supcon_loss",

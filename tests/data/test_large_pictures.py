@@ -84,8 +84,8 @@ def test_a_large_photo_trains_and_is_evaluated(small_limits):
 
 
 def test_a_lack_of_memory_belongs_to_the_image(monkeypatch):
-    """Wherever memory ends: when the pixels are read, when they are turned, or when they are resized."""
-    data = encoded(photo(), "PNG")
+    """Wherever memory ends: when the pixels are read, when they become RGB, or when they are resized."""
+    data = encoded(photo().convert("RGBA"), "PNG")
     crop = TrainTransform(32, [build_augment("basic", {})], 0, decoder="auto", resize="pillow")
 
     def lack(*_, **__):

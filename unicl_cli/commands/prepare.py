@@ -270,8 +270,14 @@ def prepare(
 
     command = shlex.join(["unicl", *sys.argv[1:]])
     with catch_stop_signals(out, command) as stop:  # before the libraries, which take a second
-        from unicl_cli.data.fetch import Fetcher
         from unicl_cli.data.sources.data_dirs import add_data_dir
+        from unicl_cli.data.sources.resolve import KINDS, check_known
+
+        if data_dir:
+            add_data_dir(data_dir)
+        sources = (tuple(labels or ()), tuple(captions or ()), tuple(images or ()))
+        check_known((kind, src) for kind, of in zip(KINDS, sources, strict=True) for src in of)
+        from unicl_cli.data.fetch import Fetcher
         from unicl_cli.jobs.prepare import estimate
         from unicl_cli.jobs.prepare import prepare as job
         from unicl_cli.jobs.prepare.download import Downloads
@@ -279,8 +285,6 @@ def prepare(
         from unicl_cli.jobs.prepare.repair import run_repair, run_verify
         from unicl_cli.jobs.prepare.request import PrepareOptions, PrepareRequest
 
-        if data_dir:
-            add_data_dir(data_dir)
         options = PrepareOptions(
             templates=templates,
             size=size,
@@ -298,7 +302,6 @@ def prepare(
             not_in=tuple(not_in or ()),
         )
         downloads = Downloads(Fetcher(allow_private=allow_private, robots=not ignore_robots))
-        sources = (tuple(labels or ()), tuple(captions or ()), tuple(images or ()))
         request = PrepareRequest(*sources, out, options, downloads, retry_failed)
         if verify:
             run_verify(out, as_json=json)

@@ -18,6 +18,14 @@ MAX_MEMORY = 1 << 20
 """Bytes up to which the file itself stays in memory."""
 
 
+def full_disk_error(error: OSError) -> UniclError:
+    """Return the error for a temporary file that cannot be written."""
+    return UniclError(
+        f"{tempfile.gettempdir()}: cannot be written: {error.strerror}",
+        "free some space, or set TMPDIR to a folder on a larger disk",
+    )
+
+
 class Spool(Sequence[T]):
     """Values that are appended once and read in any order, by any thread; a quarter of a byte per value in memory.
 
@@ -43,10 +51,7 @@ class Spool(Sequence[T]):
                 self._file.seek(self._ends[-1])
                 self._file.write(data)
             except OSError as error:
-                raise UniclError(
-                    f"{tempfile.gettempdir()}: cannot be written: {error.strerror}",
-                    "free some space, or set TMPDIR to a folder on a larger disk",
-                ) from error
+                raise full_disk_error(error) from error
             self._ends.append(self._ends[-1] + len(data))
             self._last = []
 

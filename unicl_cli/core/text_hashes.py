@@ -1,10 +1,13 @@
-"""64-bit hashes of texts, by which equal ones are found among any number without keeping the texts."""
+"""64-bit hashes of texts, by which equal ones are found among any number, in bounded memory."""
 
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+
+from unicl_cli.core.buckets import Buckets, mark_first
 
 Hashes = NDArray[np.uint64]
 
@@ -14,22 +17,24 @@ def hash_text(text: str) -> int:
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-def hash_texts(texts: Iterable[str], count: int) -> Hashes:
-    """Return the hashes of ``count`` texts."""
-    return np.fromiter(map(hash_text, texts), np.uint64, count)
+def hash_texts(texts: Iterable[str]) -> Hashes:
+    """Return the hashes of texts."""
+    return np.fromiter(map(hash_text, texts), np.uint64)
 
 
-def count_distinct(hashes: Hashes) -> int:
-    """Return the number of different hashes."""
-    ordered = np.sort(hashes)
-    return len(ordered) and 1 + int(np.count_nonzero(ordered[1:] != ordered[:-1]))
+def count_distinct(hashes: Buckets) -> int:
+    """Return the number of different values of the first column."""
+    return sum(int(np.count_nonzero(mark_first(records[:, 0]))) for records in hashes)
 
 
-def find_repeated(hashes: Hashes) -> Hashes:
-    """Return the hashes that occur more than once, each once, ascending."""
-    ordered = np.sort(hashes)
-    again = ordered[1:][ordered[1:] == ordered[:-1]]
-    return again[np.append(True, again[1:] != again[:-1])] if len(again) else again
+def find_repeated(hashes: Buckets) -> Hashes:
+    """Return the values of the first column that occur more than once, each once, ascending."""
+    found = [np.zeros(0, np.uint64)]
+    for records in hashes:
+        ordered = records[:, 0]
+        again = ordered[1:][ordered[1:] == ordered[:-1]]
+        found.append(again[mark_first(again)])
+    return np.concatenate(found)
 
 
 def is_among(number: int, ordered: Hashes) -> bool:
@@ -38,27 +43,18 @@ def is_among(number: int, ordered: Hashes) -> bool:
     return at < len(ordered) and int(ordered[at]) == number
 
 
-class EqualTexts:
-    """The places of each text among many, from their hashes: 9 bytes for each text, none if all differ."""
+def group_equal(hashes: Buckets) -> Iterator[list[int]]:
+    """Yield the ascending places of each text, in the order of the first ones.
 
-    def __init__(self, hashes: Hashes) -> None:
-        self.count = len(hashes)
-        self._next: NDArray[np.int64] | None = None
-        if count_distinct(hashes) < self.count:
-            order = np.argsort(hashes, kind="stable")
-            follows = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
-            self._next = np.full(self.count, -1, np.int64)
-            self._next[order[follows]] = order[follows + 1]
-            self._is_first = np.ones(self.count, np.bool_)
-            self._is_first[order[follows + 1]] = False
-
-    def __iter__(self) -> Iterator[list[int]]:
-        """Yield the ascending places of each text, in the order of the first ones."""
-        for place in range(self.count):
-            if self._next is None:
-                yield [place]
-            elif self._is_first[place]:
-                places = [place]
-                while (place := int(self._next[places[-1]])) >= 0:
-                    places.append(place)
-                yield places
+    ``hashes`` are pairs of the hash of a text and its place, from 0 on.
+    """
+    groups = Buckets(2, len(hashes))
+    for records in hashes:
+        is_first = mark_first(records[:, 0])
+        first = records[is_first, 1]
+        groups.add(first[np.cumsum(is_first) - 1], records[:, 1])
+    for records in groups:
+        starts = np.flatnonzero(mark_first(records[:, 0])).tolist()
+        places = records[:, 1].tolist()
+        for start, end in pairwise([*starts, len(places)]):
+            yield places[start:end]

@@ -304,6 +304,8 @@ def orientation(image: Image.Image) -> int:
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:
+    if orientation(image) == 1:
+        return image  # Pillow would copy it
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # a corrupt EXIF block is never fatal: the pixels are there  # noqa: BLE001
@@ -320,7 +322,7 @@ def _to_rgb(image: Image.Image, brightest: float | None = None) -> Image.Image:
         return Image.alpha_composite(white, image).convert("RGB")
     if image.mode in ("CMYK", "LAB"):
         return _convert_profile(image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _to_eight_bits(image: Image.Image, brightest: float | None) -> Image.Image:

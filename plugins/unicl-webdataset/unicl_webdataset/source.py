@@ -14,11 +14,13 @@ from unicl_cli.api import (
     ClassName,
     Extent,
     Row,
+    Spool,
     UniclError,
     match_labels,
     read_class_file,
     read_extent,
     read_whole_numbers,
+    spool_rows,
 )
 from unicl_webdataset.shards import Sample, check_size, samples_of, shards_of
 
@@ -79,11 +81,13 @@ class WebDataset:
         return {split: shards_of(pattern) for split, pattern in self.patterns.items()}
 
     @cached_property
-    def found(self) -> dict[str, list[Found]]:
+    def found(self) -> dict[str, Sequence[Found]]:
         """Samples of each split that have an image."""
         top = os.path.commonpath([shard.parent for shards in self.shards.values() for shard in shards])
         return {
-            split: [item for shard in shards for item in self._samples(shard, Path(os.path.relpath(shard, top)))]
+            split: Spool[Found](tuple, Found._make).extend(
+                item for shard in shards for item in self._samples(shard, Path(os.path.relpath(shard, top)))
+            )
             for split, shards in self.shards.items()
         }
 
@@ -144,11 +148,11 @@ class WebDataset:
             notes.append(f"webdataset: labels written as floats are taken as whole numbers: {floats:,}")
         return notes
 
-    def rows(self, split: str) -> list[Row]:
+    def rows(self, split: str) -> Sequence[Row]:
         numbers = self._labelled[1] if self.kind == "labels" else {}
         if self.kind == "captions" and not any(item.texts for items in self.found.values() for item in items):
             self._refuse("caption", self.fields.caption)
-        return [self._row(item, numbers) for item in self.found[split]]
+        return spool_rows(self._row(item, numbers) for item in self.found[split])
 
     def read(self, row: Row) -> dict[str, bytes]:
         return {"image": read_extent(self.extent(row))}

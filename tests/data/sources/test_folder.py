@@ -2,11 +2,13 @@
 
 import io
 import os
-from pathlib import Path, PurePosixPath
+import tracemalloc
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from unicl_cli.core import spool
 from unicl_cli.data.sources.folder_layout import find_layout
 from unicl_cli.data.sources.resolve import open_source
 from unicl_cli.errors import UniclError
@@ -48,7 +50,7 @@ def split_classes(folders):
     layout = find_layout("data", parts)
     found = {}
     for each in sorted(parts):
-        split = layout.split_of(PurePosixPath(*each, "1.png"))
+        split = layout.split_of(tuple(each))
         found.setdefault(split, set()).add("/".join(layout.class_parts(each)))
     return found
 
@@ -265,3 +267,30 @@ def test_files_and_classes_that_are_printed_alike_are_numbered_joined_or_refused
         (folder / "1.png").write_bytes(b"x")
     with pytest.raises(UniclError, match="several class folders are named 'caf\ufffd'"):
         _ = open_source(str(tmp_path / "bytes"), "labels").classes
+
+
+def test_rows_are_in_the_order_of_their_paths(tmp_path):
+    folders = ("a", "a-b", "a b", "a.d", "a/c", "A", "é", "z/é/b")
+    put(tmp_path, *(f"{folder}/{name}" for folder in folders for name in ("2.png", "10.png", "1-.png", "1.png")))
+    source = open_source(str(tmp_path), "labels")
+    refs = [row.ref for row in source.rows("train")]
+    assert refs == sorted(refs)
+    assert len(refs) == 4 * len(folders)
+
+
+def test_an_image_takes_no_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(spool, "MAX_MEMORY", 1)
+
+    def held(images):
+        folder = put(tmp_path / str(images), *(f"{n % 3}/photo-{n:07d}.png" for n in range(images)), content=b"")
+        tracemalloc.start()
+        source = open_source(folder, "labels")
+        rows = source.rows("train")
+        assert len(rows) == images
+        used, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return used
+
+    held(100)
+    few, many = held(200), held(1200)
+    assert (many - few) / 1000 < 30, "bytes for each image; a path as an object takes 300"

@@ -147,3 +147,12 @@ def test_a_changed_header_is_listed_inside_the_tar_or_refused(places, fixed):
         assert member.issparse() or 0 <= member.offset_data <= member.offset_data + member.size * member.isreg() <= len(
             data
         )
+
+
+def test_members_that_were_met_are_forgotten():
+    data = (header(size=b"00000000000\0") * 1500) + END
+    tracemalloc.start()
+    assert sum(1 for _ in iter_members(io.BytesIO(data), 0, len(data))) == 1500
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 300_000, "1,500 members take about 1,000,000 bytes"

@@ -17,7 +17,8 @@ from toys import prepared, put
 from unicl_cli.contracts import Row
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.pictures import Extent
-from unicl_cli.jobs.prepare.holdout import FILE, apportion, choose_evenly
+from unicl_cli.jobs.prepare.even_choice import apportion, choose_evenly
+from unicl_cli.jobs.prepare.holdout import FILE
 from unicl_cli.jobs.prepare.image_groups import UNREADABLE, RowList, number_images
 
 
@@ -259,7 +260,8 @@ def test_each_class_and_each_kind_of_it_is_within_one_of_its_share(sizes, share,
     label = np.repeat(np.arange(len(sizes)), sizes)
     order = np.random.default_rng(0).permutation(len(label))
     kind = np.arange(len(label)) % kinds
-    chosen = choose_evenly(order, label, kind, share)
+    parts = np.array_split(order, 3)
+    chosen = np.array([image for part in choose_evenly(parts, label, kind, share) for image in part], np.int64)
     assert len(set(chosen.tolist())) == len(chosen)
     total = round(share * len(label))
     counts = np.bincount(label[chosen], minlength=len(sizes))

@@ -3,6 +3,8 @@
 import gzip
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -135,3 +137,14 @@ def test_sbu_comes_from_its_archive(server, data, capsys):
         "two dogs": draw_png(1),
         "three dogs": draw_png(2),
     }
+
+
+def test_a_missing_data_set_is_told_before_the_libraries_are_loaded(data: Path) -> None:
+    code = (
+        "import sys\nfrom unicl_cli.cli import main\n"
+        "try:\n    main(['prepare', '--labels', 'imagenet', '-o', 'c'])\n"
+        "finally:\n    print([name for name in ('pyarrow', 'torch', 'datasets') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=data, capture_output=True, text=True, check=False)
+    assert "ILSVRC2012_img_train.tar" in done.stderr
+    assert done.stdout == "[]\n"

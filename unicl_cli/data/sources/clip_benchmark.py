@@ -10,6 +10,7 @@ from unicl_cli.contracts import NO_LABEL, ClassName, Row
 from unicl_cli.core.files import read_regular
 from unicl_cli.data.pictures import Extent, read_extent
 from unicl_cli.data.sources.catalogue import has_shards
+from unicl_cli.data.sources.row_spool import spool_rows
 from unicl_cli.data.sources.splits import split_of
 from unicl_cli.data.sources.tar_members import iter_members
 from unicl_cli.data.wordnet import names_of_synset, synsets
@@ -84,17 +85,17 @@ class ClipBenchmark:
             ClassName(f"{name} #{number}" if name in twice else name, (name,)) for number, name in enumerate(names)
         )
 
-    def rows(self, split: str) -> list[Row]:
+    def rows(self, split: str) -> Sequence[Row]:
         """Return the rows in the order of the tars. UniclError for a missing shard, or a label without a name."""
         folder = self._folders[split]
-        rows: list[Row] = []
+        rows = spool_rows()
         for number in range(self._count(folder)):
             shard = folder / f"{number}.tar"
             if not shard.is_file():
                 raise UniclError(
                     f"{shard}: missing: {folder / COUNT} says {self._count(folder)} shards", "download it again"
                 )
-            rows += (self._row(split, shard, sample) for sample in _read_samples(shard))
+            rows.extend(self._row(split, shard, sample) for sample in _read_samples(shard))
         return rows
 
     def read(self, row: Row) -> dict[str, bytes]:

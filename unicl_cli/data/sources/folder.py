@@ -3,17 +3,21 @@
 import os
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
+from unicl_cli.core.buckets import CHUNK, Buckets
+from unicl_cli.core.spool import Spool
+from unicl_cli.core.text_hashes import find_repeated, hash_text, hash_texts, is_among
 from unicl_cli.data.class_entry import NameList
 from unicl_cli.data.class_numbers import LabelledClasses, read_names
 from unicl_cli.data.media import MAPS
 from unicl_cli.data.pictures import Extent, file_extent
-from unicl_cli.data.sources.folder_files import ARCHIVES, FoundFiles, scan_folder
+from unicl_cli.data.sources.folder_files import ARCHIVES, FoundFiles, scan_folder, spool_paths
 from unicl_cli.data.sources.folder_layout import Layout, find_layout
 from unicl_cli.data.sources.folder_names import list_some, match_folders, name_folders
 from unicl_cli.data.sources.lists.files import find_lists, webdataset
@@ -26,6 +30,7 @@ from unicl_cli.data.sources.media_files import (
     split_name,
     stamp_files,
 )
+from unicl_cli.data.sources.row_spool import spool_rows
 from unicl_cli.data.sources.splits import ORDER, split_of
 from unicl_cli.data.sources.text_file import UTF8, read_text
 from unicl_cli.errors import Remark, UniclError
@@ -75,17 +80,16 @@ class Folder:
 
     @cached_property
     def _layout(self) -> Layout:
-        folders = {file.parts[:-1] for file in self._found.images}
-        return find_layout(str(self.path), folders) if self.options.splits else Layout()
+        return find_layout(str(self.path), self._found.holding) if self.options.splits else Layout()
 
     @cached_property
-    def files(self) -> dict[str, list[PurePosixPath]]:
+    def files(self) -> Mapping[str, Sequence[PurePosixPath]]:
         """Split -> its images, sorted, relative to ``path``."""
-        splits: dict[str, list[PurePosixPath]] = defaultdict(list)
+        splits: dict[str, Spool[PurePosixPath]] = defaultdict(spool_paths)
         for file in self._found.images:
-            if split := self._layout.split_of(file):
+            if split := self._layout.split_of(file.parts[:-1]):
                 splits[split].append(file)
-        return {split: sorted(files, key=str) for split, files in splits.items()}
+        return dict(splits)
 
     @cached_property
     def _paired(self) -> PairedFiles:
@@ -112,7 +116,7 @@ class Folder:
     @cached_property
     def _labelled(self) -> LabelledClasses:
         """The classes, and the number of each class folder."""
-        keys = {self._class_of(file) for files in self.files.values() for file in files}
+        keys = {self._class_in(folders) for folders in self._kept_folders()}
         if keys == {""}:
             raise UniclError(
                 f"{self.path}: its images are not in class folders",
@@ -142,7 +146,7 @@ class Folder:
         if renamed:
             shown = ", ".join(f"{name} is {split}" for name, split in renamed.items())
             notes.append(Remark(f"folders as splits: {shown}"))
-        loose = sum(self._layout.split_of(file) is None for file in self._found.images)
+        loose = sum(self._layout.split_of(file.parts[:-1]) is None for file in self._found.images)
         if loose:
             notes.append(f"images beside the split folders are left out ({loose:,})")
         return notes
@@ -179,22 +183,28 @@ class Folder:
 
     def _find_empty_folders(self) -> list[str]:
         """Return the class keys of leaf folders without images."""
-        holding = {parts[:count] for parts in (f.parts for f in self._found.images) for count in range(len(parts))}
+        holding = {parts[:count] for parts in self._found.holding for count in range(len(parts) + 1)}
         leaves = self._found.folders - {parts[:-1] for parts in self._found.folders}
         empty = {_printable("/".join(self._layout.class_parts(parts))) for parts in leaves - holding}
         return sorted(empty - {""} - self._labelled.numbers.keys())
 
-    def rows(self, split: str) -> list[Row]:
+    def rows(self, split: str) -> Sequence[Row]:
         """Return a row for each image of a class; one that cannot be decoded is rejected by name."""
         files = self.files[split]
         if self.kind == "captions":
             self._check_captions()
-            return [row for file in files for row in self._captioned_row(file)]
+            return spool_rows(row for file in files for row in self._captioned_row(file))
         if self.kind == "images":
-            return [self._row(file, NO_LABEL) for file in files]
-        labels = self._labelled.numbers
-        rows = [self._row(file, labels.get(self._class_of(file), NO_LABEL)) for file in files]
-        return sorted(rows, key=lambda row: row.label == NO_LABEL)  # loose images last
+            return spool_rows(self._row(file, NO_LABEL) for file in files)
+        labels, loose = self._labelled.numbers, spool_paths()
+        rows = spool_rows()
+        for file in files:
+            label = labels.get(self._class_in(file.parts[:-1]), NO_LABEL)
+            if label == NO_LABEL:
+                loose.append(file)
+            else:
+                rows.append(self._row(file, label))
+        return rows.extend(self._row(file, NO_LABEL) for file in loose)  # loose images last
 
     def read(self, row: Row) -> dict[str, bytes]:
         """Return the bytes of the image and its media. MediaError for media that are not of their kind."""
@@ -207,8 +217,12 @@ class Folder:
     def extent(self, row: Row) -> Extent | None:
         return file_extent(self.path / row.ref)
 
-    def _class_of(self, file: PurePosixPath) -> str:
-        parts = self._layout.class_parts(file.parts[:-1])
+    def _kept_folders(self) -> Iterator[tuple[str, ...]]:
+        """Yield the folders of the images that are in a split."""
+        return (parts for parts in self._found.holding if self._layout.split_of(parts))
+
+    def _class_in(self, folders: tuple[str, ...]) -> str:
+        parts = self._layout.class_parts(folders)
         return _printable("/".join(parts[: self.options.depth]))
 
     def _row(self, file: PurePosixPath, label: int) -> Row:
@@ -218,15 +232,26 @@ class Folder:
     @cached_property
     def _twins(self) -> dict[PurePosixPath, str]:
         """The keys of files whose names are printed like that of an earlier file; they get a number."""
+        hashes = Buckets(1)
+        names = (_printable(str(file)) for file in self._odd_files())
+        while len(of := hash_texts(islice(names, CHUNK))):
+            hashes.add(of)
+        doubtful = find_repeated(hashes)
         found: dict[PurePosixPath, str] = {}
         met: set[str] = set()
-        for file in (file for files in self.files.values() for file in files if not str(file).isascii()):
+        for file in self._odd_files() if len(doubtful) else ():
             key, number = _printable(str(file)), 1
+            if not is_among(hash_text(key), doubtful):
+                continue
             while key in met:
                 number += 1
                 key = found[file] = f"{_printable(str(file))}~{number}"
             met.add(key)
         return found
+
+    def _odd_files(self) -> Iterator[PurePosixPath]:
+        """Yield the images whose names are not ASCII: only these may be printed like another."""
+        return (file for files in self.files.values() for file in files if not str(file).isascii())
 
     def _class_twins(self) -> list[str]:
         """Return the classes of several folders, whose names differ only in their Unicode form.
@@ -234,8 +259,8 @@ class Folder:
         UniclError if they differ in bytes that are not UTF-8: these may be different names.
         """
         folders: dict[str, set[tuple[str, ...]]] = defaultdict(set)
-        for file in (file for files in self.files.values() for file in files if not str(file).isascii()):
-            folders[self._class_of(file)].add(self._layout.class_parts(file.parts[:-1])[: self.options.depth])
+        for parts in self._kept_folders():
+            folders[self._class_in(parts)].add(self._layout.class_parts(parts)[: self.options.depth])
         twins = sorted(name for name, of in folders.items() if len(of) > 1)
         if odd := next((name for name in twins if "\ufffd" in name), None):
             raise UniclError(

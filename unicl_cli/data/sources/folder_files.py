@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from unicl_cli.core.spool import Spool
 from unicl_cli.data.pictures import SUFFIXES, has_image_signature
 from unicl_cli.data.sources.lists.files import SURE_LISTS
 from unicl_cli.data.sources.media_files import split_name
@@ -19,14 +20,23 @@ _LITTER = frozenset(("thumbs.db", "desktop.ini", "__macosx", "icon\r"))
 
 
 class FoundFiles(NamedTuple):
-    """The visible contents of a folder; ``others`` counts the files that are neither images nor media by suffix."""
+    """The visible contents of a folder: ``images`` in the order of their paths, and the folders ``holding`` some.
 
-    images: list[PurePosixPath]
+    ``others`` counts the files that are neither images nor media by suffix.
+    """
+
+    images: Sequence[PurePosixPath]
+    holding: frozenset[tuple[str, ...]]
     media: list[PurePosixPath]
     others: Counter[str]
     lists: list[PurePosixPath]
     folders: frozenset[tuple[str, ...]]
     excluded: int
+
+
+def spool_paths() -> Spool[PurePosixPath]:
+    """Return an empty list of paths in a temporary file."""
+    return Spool[PurePosixPath](str, PurePosixPath)
 
 
 def scan_folder(root: Path, exclude: Sequence[str], *, media: bool = False) -> FoundFiles:
@@ -35,7 +45,8 @@ def scan_folder(root: Path, exclude: Sequence[str], *, media: bool = False) -> F
     With ``media``, files named like media (`1.depth.png`) are not images. A pattern without a slash matches any folder
     or file of this name, one with a slash the path from ``root``.
     """
-    images: list[PurePosixPath] = []
+    images = spool_paths()
+    holding: set[tuple[str, ...]] = set()
     beside: list[PurePosixPath] = []
     lists: list[PurePosixPath] = []
     others: Counter[str] = Counter()
@@ -56,6 +67,7 @@ def scan_folder(root: Path, exclude: Sequence[str], *, media: bool = False) -> F
             beside.append(path)
         elif _is_image(root, path):
             images.append(path)
+            holding.add(path.parts[:-1])
         else:
             others[path.suffix.lower()] += 1
             lists += [path] if path.suffix.lower() in SURE_LISTS else []
@@ -64,7 +76,7 @@ def scan_folder(root: Path, exclude: Sequence[str], *, media: bool = False) -> F
             f"{root}: exclude: no folder or file '{unused[0]}'{did_you_mean(unused[0], names)}",
             "name a folder, a path from this folder, or a pattern with *",
         )
-    return FoundFiles(images, beside, others, lists, frozenset(folders), excluded)
+    return FoundFiles(images, frozenset(holding), beside, others, lists, frozenset(folders), excluded)
 
 
 def _matches(path: PurePosixPath, pattern: str) -> bool:
@@ -89,17 +101,25 @@ def _is_image(root: Path, path: PurePosixPath) -> bool:
 
 
 def _iter_entries(root: Path) -> Iterator[tuple[str, bool]]:
-    """Yield the visible entries under ``root`` as (path with ``/``, is it a folder); links never lead into a loop."""
-    pending: list[tuple[str, frozenset[str]]] = [("", frozenset((os.path.realpath(root),)))]
+    """Yield the visible entries under ``root`` as (path with ``/``, is it a folder); links never lead into a loop.
+
+    Files come in the order of their paths.
+    """
+    pending = [("", frozenset((os.path.realpath(root),)), iter(_list_names(root)))]
     while pending:
-        here, above = pending.pop()
-        with os.scandir(root / here) as entries:
-            for entry in entries:
-                if entry.name.startswith(".") or entry.name.lower() in _LITTER:
-                    continue
-                relative = f"{here}/{entry.name}" if here else entry.name
-                if not entry.is_dir():
-                    yield relative, False
-                elif (real := os.path.realpath(entry.path)) not in above:
-                    yield relative, True
-                    pending.append((relative, above | {real}))
+        here, above, names = pending[-1]
+        name = next(names, None)
+        if name is None:
+            pending.pop()
+        elif not name.endswith("/"):
+            yield here + name, False
+        elif (real := os.path.realpath(root / here / name)) not in above:
+            yield here + name[:-1], True
+            pending.append((here + name, above | {real}, iter(_list_names(root / here / name))))
+
+
+def _list_names(folder: Path) -> list[str]:
+    """Return the visible entries of a folder, those that are folders with a slash, in the order of the paths in it."""
+    with os.scandir(folder) as entries:
+        seen = (entry for entry in entries if not entry.name.startswith(".") and entry.name.lower() not in _LITTER)
+        return sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in seen)

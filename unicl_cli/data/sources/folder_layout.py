@@ -1,7 +1,6 @@
 """Layout of a folder of images: which of its folders are splits, and which are classes."""
 
 from collections.abc import Collection, Mapping
-from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from unicl_cli.data.sources.splits import find_splits
@@ -20,12 +19,11 @@ class Layout(NamedTuple):
     wrapped: bool = False
     doubled: frozenset[str] = frozenset()
 
-    def split_of(self, file: PurePosixPath) -> str | None:
-        """Return the split of a file; None if it lies beside the split folders."""
+    def split_of(self, folders: tuple[str, ...]) -> str | None:
+        """Return the split of what lies in ``folders``; None beside the split folders."""
         if self.level is None:
             return "train"
-        parts = file.parts[:-1]
-        return self.splits.get(parts[self.level]) if len(parts) > self.level else None
+        return self.splits.get(folders[self.level]) if len(folders) > self.level else None
 
     def class_parts(self, folders: tuple[str, ...]) -> tuple[str, ...]:
         """Return the folders that name the class of what lies in ``folders``: all but the split and its wrapping."""

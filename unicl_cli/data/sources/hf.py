@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
-from itertools import islice, repeat
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from unicl_cli.data.class_numbers import (
     read_names,
     set_row_labels,
 )
-from unicl_cli.data.pictures import SUFFIXES, ImageError, read_file
+from unicl_cli.data.pictures import ImageError, read_file
 from unicl_cli.data.sources.hf_folder import is_saved_dataset
 from unicl_cli.data.sources.hf_labels import LabelColumn, find_classes, item_of, with_whole_numbers
 from unicl_cli.data.sources.hf_loading import load_splits
@@ -285,14 +285,6 @@ def hf(  # noqa: PLR0913 - a factory's signature is its options
     source = HubData(path, kind, ChosenColumns(image, caption, label, names, first, sets), config, revision)
     source.only = tuple(name.strip() for name in (splits or "").split(",") if name.strip())
     return source
-
-
-def is_dataset(path: Path) -> bool:
-    """Return whether a directory is from `save_to_disk`, or has Parquet files in the hub's layout and no images."""
-    if is_saved_dataset(path):
-        return True
-    parquet = any(path.glob("*.parquet")) or any(path.glob("*/*.parquet"))
-    return parquet and not any(file.suffix[1:].lower() in SUFFIXES for file in islice(path.rglob("*"), 1000))
 
 
 @cache

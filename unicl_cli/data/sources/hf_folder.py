@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ import yaml
 
 from unicl_cli.core.files import read_regular
 from unicl_cli.core.json_text import parse_json
+from unicl_cli.data.pictures import SUFFIXES
 from unicl_cli.errors import UniclError
 
 MAX_STATE = 64_000_000
@@ -19,6 +21,14 @@ MAX_STATE = 64_000_000
 def is_saved_dataset(path: Path) -> bool:
     """Return whether a folder was written by `save_to_disk`."""
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+
+
+def is_dataset(path: Path) -> bool:
+    """Return whether a directory is from `save_to_disk`, or has Parquet files in the hub's layout and no images."""
+    if is_saved_dataset(path):
+        return True
+    parquet = any(path.glob("*.parquet")) or any(path.glob("*/*.parquet"))
+    return parquet and not any(file.suffix[1:].lower() in SUFFIXES for file in islice(path.rglob("*"), 1000))
 
 
 def check_folder(folder: Path) -> None:

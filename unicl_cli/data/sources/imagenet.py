@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
+from unicl_cli.core.spool import Spool
 from unicl_cli.data.pictures import Extent, read_extent
 from unicl_cli.data.sources import catalogue
 from unicl_cli.data.sources.data_dirs import check_md5, find_file
+from unicl_cli.data.sources.row_spool import spool_rows
 from unicl_cli.data.sources.tar_members import iter_members
 from unicl_cli.data.wordnet import lemmas, names_of_synset, synsets
 from unicl_cli.errors import Remark, UniclError
@@ -32,6 +34,16 @@ class Member(NamedTuple):
     name: str
     offset: int
     size: int
+
+
+def _pack(pair: tuple[str, Member]) -> tuple[Any, ...]:
+    synset, member = pair
+    return synset, *member
+
+
+def _unpack(packed: Sequence[Any]) -> tuple[str, Member]:
+    synset, *member = packed
+    return synset, Member._make(member)
 
 
 class ImageNet:
@@ -60,7 +72,7 @@ class ImageNet:
             return tuple(ClassName(key, lemmas().get(key, (key,))) for key in sorted({key for key, _ in self._train}))
         return tuple(ClassName(key, names_of_synset(key)) for key in synsets())
 
-    def rows(self, split: str) -> list[Row]:
+    def rows(self, split: str) -> Sequence[Row]:
         """Return the rows in the order of the tar."""
         self._check_md5()
         members = self._train if split == "train" else self._val
@@ -71,10 +83,10 @@ class ImageNet:
                 f"{self.files[file or VAL]}: synset {min(unknown)} is not in {self.name}",
                 f"replace it by the file of {self.name}",
             )
-        return [
+        return spool_rows(
             Row(f"{split}/{key}/{member.name}", f"{file}@{member.offset}+{member.size}", (), numbers.get(key, NO_LABEL))
             for key, member in members
-        ]
+        )
 
     def read(self, row: Row) -> dict[str, bytes]:
         """Return the bytes of the image's file."""
@@ -87,10 +99,10 @@ class ImageNet:
         return Extent(str(self.files[file]), int(offset), int(size))
 
     @cached_property
-    def _train(self) -> list[tuple[str, Member]]:
+    def _train(self) -> Sequence[tuple[str, Member]]:
         """(synset, image) pairs: each member of the tar is a tar of one synset's images."""
         file = self.files[self.train or TRAIN]
-        found: list[tuple[str, Member]] = []
+        found = Spool[tuple[str, Member]](_pack, _unpack)
         left_out: dict[str, int] = {}
         with _open_tar(file) as outer:
             for inner in list_members(outer, 0, file.stat().st_size, file):
@@ -104,7 +116,7 @@ class ImageNet:
                 if synset in self.left_out:
                     left_out[synset] = len(members)
                 else:
-                    found += [(synset, member) for member in members]
+                    found.extend((synset, member) for member in members)
         if left_out:
             self.notes.append(
                 Remark(

@@ -13,6 +13,7 @@ from unicl_cli.contracts import NO_LABEL, ClassName, Row
 from unicl_cli.data.pictures import Extent, read_extent, read_file
 from unicl_cli.data.sources.lists.files import webdataset
 from unicl_cli.data.sources.lists.parquet_reader import ParquetImages, iter_batches, open_parquet
+from unicl_cli.data.sources.row_spool import spool_rows
 from unicl_cli.data.sources.tar_members import iter_members
 from unicl_cli.errors import UniclError
 from unicl_cli.formats import list_first
@@ -66,10 +67,10 @@ class Img2Dataset:
         return sorted(find_shards(self.folder), key=lambda shard: int(shard.number))
 
     @cached_property
-    def _rows(self) -> list[Row]:
-        return [row for shard in self.shards for row in self._shard_rows(shard)]
+    def _rows(self) -> Sequence[Row]:
+        return spool_rows(row for shard in self.shards for row in self._shard_rows(shard))
 
-    def rows(self, split: str) -> list[Row]:
+    def rows(self, split: str) -> Sequence[Row]:
         return self._rows if split == "train" else []
 
     @property

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
 from unicl_cli.contracts import NO_LABEL, Row
+from unicl_cli.core.buckets import Buckets
 from unicl_cli.core.sampler import scramble
 from unicl_cli.core.spool import Spool
-from unicl_cli.core.text_hashes import EqualTexts, Hashes, count_distinct, hash_texts
+from unicl_cli.core.text_hashes import count_distinct, group_equal, hash_texts
 from unicl_cli.data.sources.lists.cells import is_web_url, key_of_url
 from unicl_cli.data.sources.lists.list_classes import ListClasses
 from unicl_cli.data.sources.lists.record import LabelSet, Line
@@ -18,6 +20,7 @@ from unicl_cli.errors import Remark, UniclError
 
 NAMED = 10
 """Images with several labels that an error names."""
+_CHUNK = 1024
 _PRECEDENCE = ("test", "val")
 """The split of an image whose lines are in several: the first of these, else any but train."""
 
@@ -94,15 +97,14 @@ def join_lines(lines: Sequence[Line], read: LineReading, *, path: str, id_column
 
     An equal line changes nothing and is counted. ``id_column`` gives the keys of the rows if each of its ids stands for
     one image and each image has one; otherwise the keys are the images' paths. UniclError for an image whose lines
-    have different labels, unless it may have several. One image at a time is in memory, beside 25 bytes for each line.
+    have different labels, unless it may have several. One image at a time is in memory.
     """
-    names = hash_texts((_name(line, read) for line in lines), len(lines))
-    ids_repeat, by_id = (False, False) if id_column is None else _look_at_ids(lines, names)
-    equal = EqualTexts(names)
-    del names
+    names, ids_repeat, by_id = _hash_lines(lines, read, has_ids=id_column is not None)
     joiner = _Joiner(read, path)
     rows: dict[str, Spool[Row]] = {}
-    for image in (image for group in equal for image in joiner.join((number, lines[number]) for number in group)):
+    for image in (
+        image for group in group_equal(names) for image in joiner.join((number, lines[number]) for number in group)
+    ):
         key = image.first.key if by_id and not image.first.fault else _path_key(image.first)
         if image.split not in rows:
             rows[image.split] = spool_rows()
@@ -118,15 +120,26 @@ def _name(line: Line, read: LineReading) -> str:
     return line.place if line.fault else read.image(line)
 
 
-def _look_at_ids(lines: Sequence[Line], names: Hashes) -> tuple[bool, bool]:
-    """Return whether an id stands for several images, and whether each id stands for one image and has no other."""
-    is_sound = np.fromiter((not line.fault for line in lines), np.bool_, len(lines))
-    images = names[is_sound]
-    ids = hash_texts((line.key for line in lines if not line.fault), len(images))
-    count = count_distinct(ids)
-    ids ^= scramble(images)  # the pairs of an id and an image
-    pairs = count_distinct(ids)
-    return pairs > count, pairs == count == count_distinct(images)
+def _hash_lines(lines: Iterable[Line], read: LineReading, *, has_ids: bool) -> tuple[Buckets, bool, bool]:
+    """Return the hashes of the lines' images with the lines' numbers, and two facts on ids.
+
+    They are whether an id stands for several images, and whether each id stands for one image and has no other.
+    """
+    names, images, ids, pairs = Buckets(2), Buckets(1), Buckets(1), Buckets(1)
+    of = iter(lines)
+    while chunk := list(islice(of, _CHUNK)):
+        found = hash_texts(_name(line, read) for line in chunk)
+        names.add(found, np.arange(len(names), len(names) + len(chunk)))
+        if has_ids:
+            is_sound = np.array([not line.fault for line in chunk])
+            own = hash_texts(line.key for line in chunk)
+            images.add(found[is_sound])
+            ids.add(own[is_sound])
+            pairs.add((own ^ scramble(found))[is_sound])
+    if not has_ids:
+        return names, False, False
+    count, paired = count_distinct(ids), count_distinct(pairs)
+    return names, paired > count, paired == count == count_distinct(images)
 
 
 def _row(key: str, image: _Image, classes: ListClasses | None) -> Row:

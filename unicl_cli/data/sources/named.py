@@ -1,9 +1,11 @@
 """Sources of the data sets in the catalogue: their lists as one, with files and counts compared with the facts."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unicl_cli.contracts import NO_LABEL, ClassName, DatasetSource, Row
 from unicl_cli.core.derived import Derived
@@ -12,9 +14,11 @@ from unicl_cli.data.sources.catalogue import ALL, Dataset
 from unicl_cli.data.sources.data_dirs import check_md5
 from unicl_cli.data.sources.lists.record import BAD_LINE
 from unicl_cli.data.sources.splits import ORDER
-from unicl_cli.data.sources.table import Table
 from unicl_cli.errors import Remark
 from unicl_cli.formats import count_of
+
+if TYPE_CHECKING:
+    from unicl_cli.data.sources.table import Table
 
 MOST_HASHED = 1_000_000_000
 """The largest list in bytes whose md5 is compared unasked, which takes some seconds."""

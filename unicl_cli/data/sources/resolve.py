@@ -1,9 +1,11 @@
 """The meaning of a SRC on the command line: a registered source, a folder or a list, each with its options."""
 
+from __future__ import annotations
+
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn, cast
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, cast
 from urllib.parse import unquote
 
 from unicl_cli import binding, registry
@@ -11,15 +13,16 @@ from unicl_cli.contracts import DatasetSource
 from unicl_cli.data.sources import catalogue
 from unicl_cli.data.sources.catalogue import Dataset, LocatedPart
 from unicl_cli.data.sources.data_dirs import data_dirs, folders_of
-from unicl_cli.data.sources.hf import is_dataset
-from unicl_cli.data.sources.hub import HUB, commit_of, fetch_folder
-from unicl_cli.data.sources.img2dataset import is_img2dataset
+from unicl_cli.data.sources.hf_folder import is_dataset
+from unicl_cli.data.sources.hub import HUB, commit_of, fetch_folder, is_offline
 from unicl_cli.data.sources.lists.files import find_tars, is_list, is_tar_pattern, not_a_list_error
 from unicl_cli.data.sources.named import JoinedLists, KnownSource
-from unicl_cli.data.sources.table import Table
 from unicl_cli.data.sources.whole_split import name_split
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.problems import PartError
+
+if TYPE_CHECKING:
+    from unicl_cli.data.sources.table import Table
 
 WEBDATASET = "webdataset"
 """Name of the source that the plugin unicl-webdataset brings."""
@@ -47,6 +50,18 @@ def open_source(src: str, kind: str) -> DatasetSource:
         files = [located.file for located in lists] if verify else []
         return KnownSource(_open_lists(src, dataset, lists, kind, options), dataset, files)
     return KnownSource(_open_registered(src, kind, *resolve_source(src)), dataset)
+
+
+def check_known(sources: Iterable[tuple[str, str]]) -> None:
+    """Raise UniclError for a data set of the catalogue that is nowhere, without asking the hub.
+
+    ``sources`` are pairs of a kind and a SRC. Most libraries of `prepare` are imported after this check.
+    """
+    for kind, written in sources:
+        for src in _expand(written):
+            dataset = _find_known(split_options(src)[0])
+            if dataset is not None and (is_offline() or not (dataset.hub or dataset.shards)):
+                open_source(src, kind)
 
 
 def _find_known(base: str) -> Dataset | None:
@@ -199,6 +214,8 @@ def _reader_of(path: Path) -> str | None:
             return "clip_benchmark"
         if (path / "plan.json").is_file() and (path / "parts").is_dir():
             raise UniclError(f"{path}: already a corpus", "use it in a recipe, or name the sources it was made from")
+        from unicl_cli.data.sources.img2dataset import is_img2dataset  # late: it imports Arrow
+
         if is_img2dataset(path):
             return "img2dataset"
         return "hf" if is_dataset(path) else "folder"

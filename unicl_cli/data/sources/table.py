@@ -239,7 +239,7 @@ class Table:
         return str(self.paths.folder)
 
     @cached_property
-    def _digests(self) -> list[str]:
+    def _digests(self) -> Sequence[str]:
         return self._images.digests()
 
     def _split(self, line: Line) -> str:

@@ -3,7 +3,7 @@
 import io
 import tarfile
 from collections.abc import Callable, Iterator
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 from unicl_cli.data.text import replace_surrogates
 
@@ -43,13 +43,15 @@ def iter_members(file: IO[bytes], start: int, size: int) -> Iterator[tarfile.Tar
     OSError of the file. A tar may end without its closing blocks.
     """
     window = _Window(file, start, size)
-    tar = _one_error(lambda: tarfile.TarFile(fileobj=window))
+    tar: Any = _one_error(lambda: tarfile.TarFile(fileobj=window))  # whose list of members the type stubs lack
     end = 0
+    member: tarfile.TarInfo | None
     while (member := _one_error(tar.next)) is not None:
         stored = member.size if member.isreg() and not member.issparse() else 0
         if member.size < 0 or member.offset < end or member.offset_data + stored > size:
             raise tarfile.ReadError(f"the header at byte {start + member.offset:,} claims {member.size:,} bytes")
         end = member.offset_data + stored
+        tar.members.clear()  # or `tarfile` would keep all of them
         member.name = replace_surrogates(member.name)  # which may be in another encoding
         yield member
     window.seek(tar.offset)

@@ -37,7 +37,10 @@ _WORKER = 130_000_000
 
 
 class SourceSample(NamedTuple):
-    """``n`` of ``rows`` rows, tried in ``seconds``: ``kept`` of them, in ``size`` bytes; ``pixels`` of the largest."""
+    """``n`` of ``rows`` rows, tried in ``seconds``: ``kept`` of them, in ``size`` bytes; ``pixels`` of the largest.
+
+    ``cpu`` are the CPU seconds of all threads in that time.
+    """
 
     source: str
     kind: str
@@ -49,6 +52,7 @@ class SourceSample(NamedTuple):
     size: int
     pixels: int
     seconds: float
+    cpu: float
 
     def expected(self) -> tuple[float, float, float]:
         """Return the rows that will be kept, with the 95 % bounds of Wilson's interval."""
@@ -99,9 +103,9 @@ def _sample_rows(plan: CorpusPlan, planned: PlannedSource, split: str, out: Path
     work = work._replace(not_in=False)  # the images of other corpora are not read, as duplicates are not sought
     chosen = [rows[at * len(rows) // n] for at in range(n)]
     tools = RowTools(planned.source, work)
-    started = time.monotonic()
+    started, cpu = time.monotonic(), time.process_time()
     results = list(map_ahead(lambda row: prepare_row(row, tools), chosen, threads=tools.threads, ahead=SAMPLE))
-    seconds = time.monotonic() - started
+    seconds, cpu = time.monotonic() - started, time.process_time() - cpu
     kept = [result for result in results if isinstance(result, PreparedRow)]
     return SourceSample(
         name,
@@ -114,6 +118,7 @@ def _sample_rows(plan: CorpusPlan, planned: PlannedSource, split: str, out: Path
         sum(row.stored_bytes for row in kept),
         max((row.record["width"] * row.record["height"] for row in kept), default=0),
         seconds,
+        cpu,
     )
 
 
@@ -136,7 +141,7 @@ def _build_report(out: Path, plan: CorpusPlan, samples: list[SourceSample], work
         "rows": sum(sample.rows for sample in samples),
         "rows_expected": [round(sum(column)) for column in zip(*(s.expected() for s in samples), strict=True)],
         "bytes_expected": [sum(source["bytes_expected"] for source in sources), round(upper)],
-        "seconds": round(sum(sample.rows * sample.seconds / sample.n for sample in samples) / min(workers, cores())),
+        "seconds": round(sum(_estimate_seconds(sample, workers, cores()) for sample in samples)),
         "memory": _estimate_memory(workers, largest, samples),
         "free": _free_bytes(out),
         "workers": workers,
@@ -146,6 +151,14 @@ def _build_report(out: Path, plan: CorpusPlan, samples: list[SourceSample], work
         "sources": sources,
         "notes": plan.notes,
     }
+
+
+def _estimate_seconds(sample: SourceSample, workers: int, cores: int) -> float:
+    """Estimate the time of a source: workers wait for files and servers at once, but compute only on so many cores.
+
+    The threads of the sample have already computed at the same time, which its CPU seconds count one by one.
+    """
+    return sample.rows / sample.n * max(sample.seconds / workers, sample.cpu / min(workers, cores))
 
 
 def _estimate_memory(workers: int, pixels: int, samples: list[SourceSample]) -> int:

@@ -7,6 +7,7 @@ of each class, as exact as counts allow.
 import hashlib
 import json
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +21,7 @@ from unicl_cli.core.documents import Document, read_document
 from unicl_cli.core.files import write_atomic
 from unicl_cli.data.manifest import Count, Name
 from unicl_cli.errors import Remark, UniclError
+from unicl_cli.jobs.prepare.even_choice import Integers, Order, choose_evenly
 from unicl_cli.jobs.prepare.image_groups import RowList, number_images
 from unicl_cli.jobs.prepare.request import PrepareOptions
 from unicl_cli.jobs.prepare.rows import Adoption, Numbers, SplitRows
@@ -35,8 +37,8 @@ RULE = 1
 """Version of the choice, which a finished part of a corpus depends on."""
 TRAIN, VAL = "train", "val"
 Mask = NDArray[np.bool_]
-Integers = NDArray[np.integer]
 _CHUNK = 8192
+_NOT_GIVEN = -1
 _BITS = 8
 """Sources whose presence at an image fits one byte."""
 
@@ -211,30 +213,36 @@ class _Choice:
         self.names, self.given = _given_splits(sources, images, count)
         pool = [(source, images[source.name][TRAIN]) for source in sources if source.is_open]
         usable = [(source, numbers, _usable(source, numbers)) for source, numbers in pool]
-        offered = np.zeros(count, np.bool_)
+        candidates = np.zeros(count, np.bool_)
         for source, numbers, good in usable:
             if _gives(source, options):
-                offered[numbers[good]] = True
+                _mark(candidates, numbers, good)
+        candidates &= self.given < 0
         label, kind = _describe(usable, count)
-        candidates = np.flatnonzero(offered & (self.given < 0)).astype(pool[0][1].dtype)
         share = SHARE if options.holdout is None else options.holdout
-        order = candidates[np.argsort(_hashes(usable, candidates, count), kind="stable")]
+        order = Order(_hashes(usable, candidates))
         self.chosen = np.zeros(count, np.bool_)
-        self.chosen[choose_evenly(order, label, kind, share)] = True
+        for images_of_val in choose_evenly(order, label, kind, share):
+            self.chosen[images_of_val] = True
         for source, numbers, good in usable:
             _keep_classes(self.chosen, order, source, numbers, good)
 
     def split_rows(self, numbers: Integers) -> dict[str, tuple[Numbers, int]]:
         """Return for each split but `train` the rows that move there, and how many of them were not chosen."""
-        readable = numbers >= 0
-        given = np.where(readable, self.given[numbers], -1)
-        chosen = readable & (given < 0) & self.chosen[numbers]
         moved: dict[str, tuple[Numbers, int]] = {}
         for split in sorted({VAL, *self.names} - {TRAIN}, key=lambda name: (name != VAL, name)):
-            follows = given == self.names.index(split) if split in self.names else np.zeros(len(numbers), np.bool_)
-            rows = np.flatnonzero(follows | chosen if split == VAL else follows)
-            if len(rows):
-                moved[split] = rows, int(follows.sum())
+            own = self.names.index(split) if split in self.names else _NOT_GIVEN
+            rows, follows = array("q"), 0
+            for part in _parts(len(numbers)):
+                images = numbers[part]
+                given = np.where(images >= 0, self.given[images], _NOT_GIVEN)
+                moves = (given == own) & (own >= 0)
+                follows += int(moves.sum())
+                if split == VAL:
+                    moves |= (images >= 0) & (given < 0) & self.chosen[images]
+                rows.extend((part.start + np.flatnonzero(moves)).tolist())
+            if rows:
+                moved[split] = np.array(rows, np.int64), follows
         return moved
 
 
@@ -248,12 +256,13 @@ def _given_splits(
     own = [source for source in sources if not source.is_open]
     met = {split for source in own for split in source.rows}
     names = sorted(met, key=lambda name: (name == TRAIN, name != "test", name != VAL, name))
-    given = np.full(count, -1, np.int32)
+    given = np.full(count, _NOT_GIVEN, np.int16 if len(names) < 2**15 else np.int32)
     for number, split in reversed(list(enumerate(names))):
         for source in own:
             if split in source.rows:
                 numbers = images[source.name][split]
-                given[numbers[numbers >= 0]] = number
+                for part in _parts(len(numbers)):
+                    given[numbers[part][numbers[part] >= 0]] = number
     return names, given
 
 
@@ -266,116 +275,81 @@ def _usable(source: ReadSource, numbers: Integers) -> Mask:
     return (numbers >= 0) & np.fromiter(has, np.bool_, len(rows))
 
 
+def _mark(images: Mask, numbers: Integers, good: Mask) -> None:
+    """Mark the images of the rows that are ``good``."""
+    for part in _parts(len(numbers)):
+        images[numbers[part][good[part]]] = True
+
+
 def _describe(usable: Sequence[tuple[ReadSource, Integers, Mask]], count: int) -> tuple[Integers, Integers]:
     """Return for each image its rarest class, or NO_LABEL, and a number for the set of sources that have it."""
-    label = np.full(count, NO_LABEL, np.int32)
+    label = np.full(count, NO_LABEL, np.int8)  # of a wider type as soon as a source has classes
     is_few = len(usable) <= _BITS
     kind = np.zeros(count, np.uint8 if is_few else np.int64)
     for source, numbers, good in usable:
         has = np.zeros(count, np.bool_)
-        has[numbers[good]] = True
-        kind = 2 * kind + has
+        _mark(has, numbers, good)
+        kind *= 2
+        kind += has
         kind = kind if is_few else np.unique(kind, return_inverse=True)[1]
         if source.adoption.kind == "labels":
             own = np.full(count, NO_LABEL, np.int32)
-            own[numbers[good]] = _rarest_labels(source)[good]
+            found = _rarest_labels(source)
+            for part in _parts(len(numbers)):
+                own[numbers[part][good[part]]] = found[part][good[part]]
             label = np.where(label == NO_LABEL, own, label)
     return label, kind
 
 
-def _labels(source: ReadSource) -> tuple[Numbers, Numbers]:
-    """Return all labels of a source as pairs of a row and a class, int64 (pairs,) each, in row order."""
-    rows, labels = array("q"), array("q")
-    for number, row in enumerate(source.rows[TRAIN]):
-        for label in source.adoption.labels(row):
-            rows.append(number)
-            labels.append(label)
-    return np.frombuffer(rows, np.int64), np.frombuffer(labels, np.int64)
-
-
-def _rarest_labels(source: ReadSource) -> Numbers:
+def _rarest_labels(source: ReadSource) -> NDArray[np.int32]:
     """Return the class of each row, of several the one with the fewest rows; NO_LABEL for a row without one."""
-    rows, labels = _labels(source)
-    found = np.full(len(source.rows[TRAIN]), NO_LABEL, np.int64)
-    if (rows[1:] > rows[:-1]).all():  # one label each
-        found[rows] = labels
-        return found
-    often = np.bincount(labels)[labels]
-    order = np.lexsort((labels, often, rows))
-    first = order[np.unique(rows[order], return_index=True)[1]]
-    found[rows[first]] = labels[first]
-    return found
+    rows, labels_of = source.rows[TRAIN], source.adoption.labels
+    often = Counter(label for row in rows for label in labels_of(row))
+    rarest = (min(labels_of(row), key=lambda label: (often[label], label), default=NO_LABEL) for row in rows)
+    return np.fromiter(rarest, np.int32, len(rows))
 
 
-def _hashes(usable: Sequence[tuple[ReadSource, Integers, Mask]], images: Integers, count: int) -> NDArray[np.uint64]:
-    """Return a hash for each of the images: that of the key of its first row."""
-    found = np.zeros(count, np.uint64)
-    wanted = np.zeros(count, np.bool_)
-    wanted[images] = True
+def _hashes(usable: Sequence[tuple[ReadSource, Integers, Mask]], images: Mask) -> Iterator[tuple[int, int]]:
+    """Yield a hash for each of the marked images, that of the key of its first row, and the image."""
+    wanted = images.copy()
     for source, numbers, good in usable:
-        rows = source.rows[TRAIN]
-        for at in _places(good & wanted[numbers]):
-            if wanted[number := int(numbers[at])]:
+        for at, row in enumerate(source.rows[TRAIN]):
+            if good[at] and wanted[number := int(numbers[at])]:
                 wanted[number] = False
-                key = source.adoption.key(rows[at]).encode("utf-8", "replace")
-                found[number] = int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big")
-    return found if len(images) == count else found[images]
+                key = source.adoption.key(row).encode("utf-8", "replace")
+                yield int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big") << 8, number
 
 
-def _places(mask: Mask) -> Iterator[int]:
-    """Yield the places that are marked, without a list of all of them."""
-    for start in range(0, len(mask), _CHUNK):
-        yield from (start + np.flatnonzero(mask[start : start + _CHUNK])).tolist()
+def _parts(count: int) -> Iterator[slice]:
+    """Yield slices that cut ``count`` values: numpy copies the indices that it is given."""
+    for start in range(0, count, _CHUNK):
+        yield slice(start, start + _CHUNK)
 
 
-def choose_evenly(order: Integers, label: Integers, kind: Integers, share: float) -> Integers:
-    """Choose ``share`` of the images in ``order``, the first ones of each class and, inside a class, of each kind.
-
-    ``label`` and ``kind`` are integers, by image. The whole, each class and each kind of a class differ from their
-    exact share by less than one image; the last image of a class is never chosen. Images without a label are a class,
-    too.
-    """
-    if not len(order):
-        return order
-    own = label[order]
-    if (own != own[0]).any():
-        order = order[np.argsort(own, kind="stable")]
-    sizes = np.unique(own, return_counts=True)[1]
-    del own
-    quotas = apportion(sizes, round(share * len(order)), sizes - 1)
-    chosen: list[Integers] = []
-    for members, quota in zip(np.split(order, np.cumsum(sizes)[:-1]), quotas.tolist(), strict=True):
-        kinds, counts = np.unique(kind[members], return_counts=True)
-        for number, wanted in zip(kinds.tolist(), apportion(counts, quota, counts).tolist(), strict=True):
-            chosen.append(members[kind[members] == number][:wanted])
-    return np.concatenate(chosen)
-
-
-def apportion(sizes: Numbers, total: int, most: Numbers) -> Numbers:
-    """Divide ``total`` in proportion to ``sizes`` by the largest remainders, each part at most ``most``; int64.
-
-    What a part cannot take for its ``most`` is not given to others: each differs by less than one from its exact share.
-    """
-    exact = total * sizes / sizes.sum()
-    parts = np.minimum(np.floor(exact + 1e-9).astype(np.int64), most)
-    order = np.argsort(-(exact - parts), kind="stable")
-    open_ones = order[(parts < np.minimum(most, exact - 1e-9))[order]]
-    parts[open_ones[: max(0, total - int(parts.sum()))]] += 1
-    return parts
-
-
-def _keep_classes(chosen: Mask, order: Integers, source: ReadSource, numbers: Integers, good: Mask) -> None:
+def _keep_classes(chosen: Mask, order: Order, source: ReadSource, numbers: Integers, good: Mask) -> None:
     """Take back the last choice from each class of a source that would be without an image in `train`.
 
     This happens only to images with several labels, of which `choose_evenly` knows one.
     """
     if source.adoption.kind != "labels":
         return
-    rows, labels = _labels(source)
-    images, labels = numbers[rows[good[rows]]], labels[good[rows]]
-    lost = np.setdiff1d(labels, labels[~chosen[images]])
-    place = np.full(len(chosen), -1, np.int64)
-    place[order] = np.arange(len(order))
-    for label in lost.tolist():
-        own = images[labels == label]
-        chosen[own[np.argmax(place[own])]] = False
+    left: set[int] = set()
+    held: set[int] = set()
+    for image, label in _labelled_images(source, numbers, good):
+        (held if chosen[image] else left).add(label)
+    lost = sorted(held - left)
+    images: dict[int, set[int]] = {label: set() for label in lost}
+    for image, label in _labelled_images(source, numbers, good) if lost else ():
+        if label in images:
+            images[label].add(image)
+    for label in lost:
+        chosen[order.find_last(np.array(list(images[label])))] = False
+
+
+def _labelled_images(source: ReadSource, numbers: Integers, good: Mask) -> Iterator[tuple[int, int]]:
+    """Yield the image and the class of each label of the usable rows."""
+    for at, row in enumerate(source.rows[TRAIN]):
+        if good[at]:
+            image = int(numbers[at])
+            for label in source.adoption.labels(row):
+                yield image, label

@@ -1,8 +1,10 @@
 """Checks of a source's rows before anything is written: file names, keys and labels."""
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
+from unicl_cli.core.buckets import CHUNK, Buckets
 from unicl_cli.core.text_hashes import find_repeated, hash_text, hash_texts, is_among
 from unicl_cli.data.manifest import is_plain_name
 from unicl_cli.data.sources.resolve import SourceSpec
@@ -27,8 +29,11 @@ def check_file_names(spec: SourceSpec, splits: Iterable[str]) -> None:
 
 def check_keys(spec: SourceSpec, raw: dict[str, Sequence[Row]]) -> None:
     """Raise UniclError for a key that two rows have, with the places of both."""
-    rows = sum(map(len, raw.values()))
-    doubtful = find_repeated(hash_texts((str(row.key) for of in raw.values() for row in of), rows))
+    keys = (str(row.key) for of in raw.values() for row in of)
+    hashes = Buckets(1)
+    while len(found := hash_texts(islice(keys, CHUNK))):
+        hashes.add(found)
+    doubtful = find_repeated(hashes)
     met: dict[str, str] = {}
     for split, row in ((split, row) for split, of in raw.items() for row in of) if len(doubtful) else ():
         if not is_among(hash_text(str(row.key)), doubtful):

@@ -5,6 +5,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, BinaryIO, NamedTuple
 
 import PIL
@@ -30,6 +31,8 @@ CHUNK = 64
 """The most rows that are read and decoded ahead of the one that is written; a row group may be smaller."""
 VERSIONS: Mapping[str, str] = {"unicl": __version__, "pyarrow": pa.__version__, "pillow": PIL.__version__}
 """The versions that decide the bytes of a shard."""
+IN_TURN = 8
+"""The most rows that a thread reads one after the other: to hand one over costs time, too."""
 DECODERS = 2
 """The most images that a process holds decoded at once: up to 192 MB each."""
 GROUP_MEDIA_BYTES = 512_000_000
@@ -186,13 +189,16 @@ def _prepare_rows(
     """Yield every row's result in order; None is the last one after a stop, which waits for no image."""
     tools = RowTools(source, work)
 
-    def one(row: Row) -> PreparedRow | Rejected | None:
-        return None if stopped() else prepare_row(row, tools)
+    def prepare(rows: Sequence[Row]) -> list[PreparedRow | Rejected | None]:
+        return [None if stopped() else prepare_row(row, tools) for row in rows]
 
     done: list[PreparedRow | Rejected] = []
     some = min(CHUNK, work.unit.group_rows)
+    in_turn = 1 if tools.download else min(IN_TURN, max(1, some // tools.threads))
+    parts = (work.rows[start : start + in_turn] for start in range(0, len(work.rows), in_turn))
+    ahead = max(tools.threads, some // in_turn)
     try:
-        for result in map_ahead(one, work.rows, threads=tools.threads, ahead=max(tools.threads, some)):
+        for result in chain.from_iterable(map_ahead(prepare, parts, threads=tools.threads, ahead=ahead)):
             yield result
             if result is None:
                 return

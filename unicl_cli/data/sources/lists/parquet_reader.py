@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unicl_cli.core.files import open_regular
+from unicl_cli.core.spool import Spool
 from unicl_cli.data.pictures import ImageError
 from unicl_cli.data.sources.lists.json_values import parse_value
 from unicl_cli.data.sources.lists.record import Record, StoredImage, check_columns
@@ -146,9 +147,9 @@ class ParquetImages:
             raise ImageError("empty", f"row {row}")
         return data
 
-    def digests(self) -> list[str]:
+    def digests(self) -> Sequence[str]:
         """Return a digest of each row's image, by one pass over the column; an empty cell has its row number."""
-        found: list[str] = []
+        found = Spool[str](str, str)
         for batch in iter_batches(self.path, self.file, 64, [self.column]):
             for cell in batch.column(0):
                 value = cell.as_py()

@@ -1,0 +1,20 @@
+"""The time that a dry run foresees: cores share the computing, workers the waiting."""
+
+import pytest
+
+from unicl_cli.jobs.prepare.estimate import SourceSample, _estimate_seconds
+
+
+@pytest.mark.parametrize(
+    ("seconds", "cpu", "workers", "cores", "expected"),
+    [
+        (1.0, 2.0, 2, 2, 10.0),  # two threads of the sample computed at once: two workers are no faster
+        (1.0, 2.0, 1, 2, 20.0),
+        (1.0, 2.0, 8, 2, 10.0),  # more workers than cores compute no faster
+        (8.0, 0.8, 4, 2, 20.0),  # but they wait for more servers at once
+        (8.0, 0.8, 1, 1, 80.0),
+    ],
+)
+def test_the_time_is_that_of_the_cores_or_of_the_waits(seconds, cpu, workers, cores, expected):
+    sample = SourceSample("s", "labels", "train", 1000, 100, 100, {}, 1, 1, seconds, cpu)
+    assert _estimate_seconds(sample, workers, cores) == pytest.approx(expected)
