@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from PIL import Image
+from scenes import CHANGES, change, draw_scene, encode
 
 
 def draw_png(number: int, side: int = 24) -> bytes:
@@ -44,6 +45,8 @@ class ImageServer(ThreadingHTTPServer):
         self.is_well = False
         """503 is over."""
         self.delay = 0.0
+        self.changed: dict[int, int] = {}
+        """Scenes that have become others."""
         self.guard = threading.Lock()
 
     def url(self, kind: str, number: int) -> str:
@@ -81,6 +84,16 @@ class FaultyHandler(BaseHTTPRequestHandler):
 
     def do_ok(self, number: int) -> None:
         self.reply(body=draw_png(number))
+
+    def do_scene(self, number: int) -> None:
+        """Send scene ``number % 100``: as it is below 100, else changed in the way of the hundreds."""
+        number = self.server.changed.get(number, number)
+        scene = draw_scene(number % 100)
+        how = [None, *CHANGES][number // 100]
+        self.reply(body=encode(scene) if how is None else change(scene, how))
+
+    def do_scene503(self, number: int) -> None:
+        self.do_scene(number) if self.server.is_well else self.reply(503)
 
     def do_404(self, number: int) -> None:
         self.reply(404)

@@ -3,20 +3,18 @@
 from array import array
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from unicl_cli.core.json_text import parse_json
 from unicl_cli.core.text_hashes import hash_text, is_among
 from unicl_cli.data.shard_checks import ShardRules, read_columns
 from unicl_cli.errors import UniclError
 from unicl_cli.formats import count_of
 from unicl_cli.jobs.prepare.download import host_of
 from unicl_cli.jobs.prepare.parts import PartMarker
-from unicl_cli.jobs.prepare.shards import Rejected
+from unicl_cli.jobs.prepare.prepared_row import Rejected, read_rejects
 from unicl_cli.jobs.prepare.units import rejects_of
 
 _WORST = 10
@@ -35,7 +33,7 @@ def read_left_out(out: Path, markers: Sequence[PartMarker], *, strict: bool = Fa
             for key in _read_column(out, marker, "key"):
                 rows.pop(key, None)
         file = out / rejects_of(marker.split, Path(marker.file).stem)
-        listed = _read_lines(file) if marker.rejected and file.is_file() else []
+        listed = read_rejects(file) if marker.rejected else []
         if strict and Counter(row.reason for row in listed) != marker.rejected:
             raise UniclError(
                 f"{file}: does not list the rows that {marker.file} lacks", "prepare the list again into another -o"
@@ -54,7 +52,7 @@ class LeftOut:
             if marker.retried and marker.rows:
                 back.extend(map(hash_text, _read_column(out, marker, "key")))
             file = out / rejects_of(marker.split, Path(marker.file).stem)
-            for row in _read_lines(file) if marker.rejected and file.is_file() else ():
+            for row in read_rejects(file) if marker.rejected else ():
                 keys.append(hash_text(str(row.key)))
                 hosts.append(names.setdefault(host_of(row.url) if row.url else "", len(names)))
         every = np.frombuffer(keys, np.uint64)[::-1]  # of a row that failed again, the last try counts
@@ -69,15 +67,6 @@ class LeftOut:
 
     def __contains__(self, key: str) -> bool:
         return is_among(hash_text(key), self._keys)
-
-
-def _read_lines(file: Path) -> list[Rejected]:
-    """Return the rows of a file of rejects, without lines that somebody has edited."""
-    found: list[Rejected] = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        with suppress(ValueError, TypeError):
-            found.append(Rejected(**parse_json(line)))
-    return found
 
 
 def count_rejected(markers: Sequence[PartMarker]) -> dict[str, int]:

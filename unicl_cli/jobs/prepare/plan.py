@@ -121,9 +121,7 @@ class CorpusPlan(NamedTuple):
     def work(self, unit: Unit, out: Path, duplicates: Duplicates = NO_DUPLICATES) -> Work:
         """Return the work of a unit; rows that stay for their duplicates inherit the duplicates' texts."""
         planned = self.find_source(unit.source)
-        places = np.array(unit.numbers) if unit.numbers else np.arange(unit.first, unit.first + unit.rows)
-        rows = planned.rows[unit.split].take(places)
-        rows = [row._replace(texts=(*row.texts, *duplicates.texts.get(row.key, ()))) for row in rows]
+        rows = [row._replace(texts=(*row.texts, *duplicates.texts.get(row.key, ()))) for row in self.rows_of(unit)]
         gone = {row.key: duplicates.gone[row.key] for row in rows if row.key in duplicates.gone}
         nearly = duplicates.nearly.intersection(gone)
         near, not_in = self.options.dedup == "near", bool(self.others)
@@ -133,7 +131,18 @@ class CorpusPlan(NamedTuple):
         media, src = self.has_media, planned.spec.src
         hosts = self.downloads.per_host
         work = Work(unit, out, src, rows, size, is_raw, gone, min_side, media, self.groups, fetch, hosts)
-        return work._replace(near=near, not_in=not_in, nearly=nearly)
+        compared = fetch is not None and self.options.dedup != "off"
+        return work._replace(near=near, not_in=not_in, nearly=nearly, compared=compared)
+
+    def rows_of(self, unit: Unit) -> list[Row]:
+        """Return the rows of a unit."""
+        places = np.array(unit.numbers) if unit.numbers else np.arange(unit.first, unit.first + unit.rows)
+        return self.find_source(unit.source).rows[unit.split].take(places)
+
+    @property
+    def has_urls(self) -> bool:
+        """True if images of any source are to be downloaded."""
+        return any(planned.has_urls for planned in self.sources)
 
     @property
     def has_media(self) -> bool:
@@ -206,11 +215,6 @@ def make_plan(
     images = find_class_images(classes, _labelled_rows(planned))
     notes += describe_empty_classes(classes, images.empty, "classes without an image")
     groups = groups_of(classes) if any(of.has_sets for of in read) else None
-    if options.dedup != "off" and any(of.has_urls for of in planned):
-        raise UniclError(
-            f"--dedup {options.dedup}: a source has images that are not downloaded yet",
-            "leave it out: equal images are counted once they are there",
-        )
     found = queries.sha256 if queries else None
     return CorpusPlan(
         options, planned, classes, templates, holdout, notes, images, groups, placed.sha256, found, downloads, others
