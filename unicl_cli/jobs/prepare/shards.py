@@ -278,7 +278,7 @@ def prepare_row(row: Row, tools: RowTools) -> PreparedRow | Rejected:
     if reason:
         detail = row.ref.removeprefix(BAD_LINE) if reason == "bad_line" else " ".join(row.texts)[:200]
         return Rejected(row.key, row.ref, reason, detail)
-    if earlier := reject_duplicate(row, work) or (tools.compared and tools.compared.left_out(row)):
+    if earlier := (tools.compared and tools.compared.left_out(row)) or reject_duplicate(row, work):
         return earlier
     url = url_of(tools.source, row) if tools.download else None
     try:
