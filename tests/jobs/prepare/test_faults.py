@@ -3,6 +3,7 @@
 ``URLS``, ``IMAGES``, ``CAPTIONS`` and ``LISTS`` are tables of this file; ``ELSEWHERE`` names tests of other files.
 """
 
+import gzip
 import io
 import json
 import re
@@ -319,6 +320,9 @@ LISTS = {
     "many bad lines": (b"image\tcaption\n" + b"a.png\ta door\nlonely\n" * 9, "line 3"),
     "a byte 0xff": (b"image\tcaption\na.png\ta door\nb.png\ta \xff gate\n", "line 3, byte 9 (0xff): not UTF-8"),
     "half a surrogate pair": (b"image\tcaption\na.png\ta door\nb.png\ta \xed\xa0\x80 gate\n", "line 3, byte 9 (0xed)"),
+    "compressed": (gzip.compress(b"image\tcaption\na.png\ta door\n"), "is compressed by gzip, not a list"),
+    "a web page": (b"\n<!DOCTYPE html><html>log in\tfirst</html>\n", "is a web page, not a list"),
+    "an image": (encode(Image.new("RGB", (9, 9))), "is an image, not a list"),
     "no caption column": (b"image\na.png\nb.png\n", "no caption column"),
 }
 """A list, and the words of the error; None: it has two rows."""

@@ -92,7 +92,7 @@ def test_images_of_another_corpus_are_left_out_and_counted(photos, capsys):
     put(photos / "u", {"test/x/0.png": encode(draw_scene(0)), "train/x/7.jpg": change(draw_scene(7), "jpeg")})
     for name in ("t", "u"):
         prepared(capsys, "--labels", photos / name, "-o", photos / f"{name}-corpus")
-    argv = ["--labels", photos / "f", "-o", photos / "c", "--not-in", photos / "t-corpus"]
+    argv = ["--labels", photos / "f", "-o", photos / "c", "--not-in", f"file://{photos}/t-corpus"]
     report, err = prepared(capsys, *argv, "--not-in", f"{photos / 'u-corpus'}?split=test")
     assert report["rejected"] == {"in_other_corpus": 6}
     found = {of["name"]: (of["split"], of["same"], of["near"]) for of in report["not_in"]}

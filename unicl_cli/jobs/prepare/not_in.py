@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from unicl_cli.core.files import replace_durably, temporary_beside
+from unicl_cli.core.remote import place_of
 from unicl_cli.data.corpus import Corpus, RowTable, open_corpus
 from unicl_cli.data.manifest import NotIn
 from unicl_cli.data.near_images import (
@@ -79,7 +80,7 @@ def _open_other(src: str, out: Path | None, option: str) -> OtherCorpus:
     path, options = split_options(src)
     if unknown := options.keys() - {"split"}:
         raise UniclError(f"{option} {src}: unknown option '{min(unknown)}'", "use CORPUS or CORPUS?split=NAME")
-    folder = Path(path).expanduser()
+    folder = place_of(path).expanduser()
     if out is not None and folder.resolve() == out.resolve():
         raise UniclError(f"{option} {src}: is the same corpus", "name another corpus, such as a test set")
     corpus = open_corpus(folder)
