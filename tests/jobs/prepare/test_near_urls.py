@@ -9,6 +9,7 @@ from image_server import ImageServer, serve_images
 from scenes import change, draw_scene, encode
 from toys import prepared, put
 
+from unicl_cli import registry
 from unicl_cli.cli import main
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.fetch import Fetcher
@@ -185,6 +186,38 @@ def test_files_and_urls_are_compared_with_each_other(server, tmp_path, capsys):
     report, _ = prepared(capsys, *argv, "--dedup", "near")
     assert sorted(captions()) == [("a file", "an address"), ("again", "another")]
     assert report["rejected"] == {"duplicate": 1, "near_duplicate": 1}
+
+
+PLUGIN = """
+from unicl_cli.api import Row
+
+class Spoken:
+    splits, classes, templates, media = ("train",), (), "clip80", ("audio",)
+    def __init__(self, at): self.at = at
+    def rows(self, split): return [Row(f"{n}", f"{n}", (f"a scene {n}",), -1) for n in range(3)]
+    def url(self, row): return f"{self.at}/scene/{101 * (row.ref == '1') or row.ref}.png?{row.ref}"
+    def read(self, row): return {"audio": b"RIFF" + row.ref.encode()} if row.ref != "2" else {}
+
+def spoken(*, kind: str, at: str): return Spoken(at)
+
+PARTS = {"datasets": {"spoken": spoken}}
+"""
+
+
+@pytest.mark.parametrize("dedup", ["off", "exact"])
+def test_a_source_may_read_the_media_of_an_image_that_is_downloaded(server, tmp_path, monkeypatch, capsys, dedup):
+    Path("spoken.py").write_text(PLUGIN, encoding="utf-8")
+    monkeypatch.setenv("UNICL_PLUGINS", str(tmp_path / "spoken.py"))
+    registry.forget()
+    try:
+        argv = ("--captions", f"spoken?at=http://127.0.0.1:{server.server_port}", "--allow-private", "-o", "c")
+        report, _ = prepared(capsys, *argv, "--keep-order", "--dedup", dedup)
+    finally:
+        monkeypatch.undo()
+        registry.forget()
+    table = open_corpus(tmp_path / "c").table("train", "captions")
+    assert [table.read(row, media=True).media for row in range(3)] == [{"audio": b"RIFF0"}, {"audio": b"RIFF1"}, {}]
+    assert report["sources"][0]["media"] == {"audio": {"rows": 2, "missing": 1}}
 
 
 def test_near_copies_of_training_images_in_another_split_are_told(tmp_path, monkeypatch, capsys):

@@ -15,6 +15,8 @@ from unicl_cli.core.class_groups import find_hierarchy_fault, groups_of
 from unicl_cli.core.prompts import NAMED, load_templates
 from unicl_cli.data.manifest import SCHEMA_VERSION, SETS_VERSION
 from unicl_cli.data.pictures import ImageError, examine
+from unicl_cli.data.sources.lists.lines import URL_FAULT
+from unicl_cli.data.sources.lists.record import BAD_LINE
 from unicl_cli.data.sources.resolve import SourceSpec, open_source
 from unicl_cli.data.text import clean, has_markup
 from unicl_cli.errors import Remark, UniclError
@@ -42,6 +44,7 @@ from unicl_cli.pages.text import shorten
 
 SEED = 0
 _SAMPLE = 32
+_OLD_URL_FAULT = "the image is a URL, but only local files can be read"
 _SHOWN = 60
 """The most characters of a text in a note."""
 
@@ -292,10 +295,14 @@ def _fingerprint(source: DatasetSource, raw: dict[str, Sequence[Row]]) -> str:
 
 
 def _describe_row(split: str, row: Row, stamp: int | None) -> str:
-    """Return all that a row says, as it was before rows had label sets or media: a corpus keeps its fingerprint."""
+    """Return all that a row says, as it was before rows had label sets or media: a corpus keeps its fingerprint.
+
+    A URL that skip_urls= leaves out is told in the words of the time when no URL could be read.
+    """
+    ref = row.ref.replace(URL_FAULT, _OLD_URL_FAULT) if row.ref.startswith(BAD_LINE) else row.ref
     sets = f", labels={row.labels!r}, known={row.known!r}" if row.labels or row.known is not None else ""
     media = f", media={row.media!r}" if row.media else ""
-    told = f"Row(key={row.key!r}, ref={row.ref!r}, texts={row.texts!r}, label={row.label!r}{sets}{media})"
+    told = f"Row(key={row.key!r}, ref={ref!r}, texts={row.texts!r}, label={row.label!r}{sets}{media})"
     return f"({split!r}, {told}, {stamp!r})"
 
 

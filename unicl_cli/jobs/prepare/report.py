@@ -190,10 +190,16 @@ def _summarize_group(key: tuple[str, str, str], markers: list[PartMarker], media
 def _note_lost_media(sources: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return notes on kinds of media that no row of a source has: nothing can be learned from them."""
     rows: Counter[tuple[str, str]] = Counter()
+    rejected: Counter[str] = Counter()
     for line in sources:
+        rejected[line["source"]] += sum(line["rejected"].values())
         for kind, found in line.get("media", {}).items():
             rows[line["source"], kind] += found["rows"]
-    return [f"{source}: no row has {kind}: see the rejects" for (source, kind), count in rows.items() if not count]
+    return [
+        f"{source}: no row has {kind}: {'see the rejects' if rejected[source] else 'the list holds no item of it'}"
+        for (source, kind), count in rows.items()
+        if not count
+    ]
 
 
 def _format_media(report: dict[str, Any]) -> list[str]:
