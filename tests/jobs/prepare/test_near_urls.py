@@ -151,6 +151,11 @@ def test_a_shard_that_is_lost_is_made_again_of_the_images_that_were_compared(ser
     assert "not_compared" not in found["rejected"]
     assert found["rows"] == whole["rows"]
     assert main(["prepare", "--verify", "-o", "c"]) == 0
+    # and back: its row is in a later shard by now
+    first.unlink()
+    server.changed = {}
+    assert run() == found
+    assert main(["prepare", "--verify", "-o", "c"]) == 0
 
 
 def test_a_corpus_that_lost_its_findings_is_refused_and_keeps_its_manifest(server, run, capsys):

@@ -92,8 +92,11 @@ class ComparedRows:
         self._left_out = {row.key: row for row in read_rejects(work.out / work.unit.rejects)}
 
     def left_out(self, row: Row) -> Rejected | None:
-        """Return the earlier outcome of a row that had no image; None for other rows."""
-        return None if self._digests[row.key] != NO_DIGEST else self._left_out.get(row.key, self.reject(row, None))
+        """Return the earlier outcome of a row that is not in the shard; None for other rows."""
+        earlier = self._left_out.get(row.key)
+        if earlier is None and self._digests[row.key] == NO_DIGEST:
+            return self.reject(row, None)
+        return earlier
 
     def has(self, row: Row, image: bytes, media: Sequence[Mapping[str, Any]]) -> bool:
         """Return whether a row still has the image, by its sha256, and the media that were compared."""
