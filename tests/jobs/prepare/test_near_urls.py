@@ -158,6 +158,17 @@ def test_a_shard_that_is_lost_is_made_again_of_the_images_that_were_compared(ser
     assert main(["prepare", "--verify", "-o", "c"]) == 0
 
 
+def test_an_image_that_is_no_longer_in_the_corpus_stays_for_no_other(server, run):
+    """The copy of scene 1 that comes back is kept, because scene 1 itself has become another image."""
+    run()
+    next(Path("c/data").rglob("list-captions-00000-of-*")).unlink()
+    server.changed = {1: 7}
+    assert run()["rejected"]["not_compared"] == 1
+    server.is_well = True
+    run("--retry-failed")
+    assert ("a later one 301",) in captions()
+
+
 def test_a_corpus_that_lost_its_findings_is_refused_and_keeps_its_manifest(server, run, capsys):
     run()
     Path("c/duplicates.json").rename("kept.json")
