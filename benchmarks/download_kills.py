@@ -35,11 +35,14 @@ class Outcome(NamedTuple):
     stored: list[str]
     left_out: dict[str, str]
     most_asked: int
+    is_same: bool
+    """Shards have the bytes of a command that is not killed."""
 
     def problems(self) -> list[str]:
         """Return what is not as it must be."""
         found = sorted([*self.stored, *self.left_out])
         said = [] if found == sorted(self.urls) else ["a URL is lost, or has two outcomes"]
+        said += [] if self.is_same else ["the shards are not those of a command that is not killed"]
         bad = {url for url in self.urls if "/404/" in url or "/html/" in url}
         kept = [url for url, reason in self.left_out.items() if url not in bad and "duplicate" not in reason]
         return said + [f"{url}: left out: {self.left_out[url]}" for url in kept]
@@ -67,13 +70,20 @@ def kill_downloads(folder: Path, *, urls: int, kills: int, dedup: str = "off", s
             running.wait()
         complete(command, cwd=folder, check=True)
         most = max(server.asked.values())
+        complete(["whole" if word == "c" else word for word in command], cwd=folder, check=True)
     corpus = open_corpus(folder / "c")
     stored = [url for split in corpus.splits for url in corpus.table(split, "captions").column("url").to_pylist()]
     rejects = [json.loads(line) for file in (folder / "c" / "rejects").iterdir() for line in file.open()]
     left_out = {row["ref"]: row["reason"] for row in rejects}
     if len(left_out) < len(rejects):
         left_out["a second outcome"] = "of a URL"
-    return Outcome(killed, addresses, stored, left_out, most)
+    is_same = read_shards(folder / "c") == read_shards(folder / "whole")
+    return Outcome(killed, addresses, stored, left_out, most, is_same)
+
+
+def read_shards(corpus: Path) -> dict[str, bytes]:
+    """Return the bytes of each shard."""
+    return {file.name: file.read_bytes() for file in (corpus / "data").rglob("*.parquet")}
 
 
 def main() -> None:
