@@ -86,6 +86,7 @@ ELSEWHERE = {
         "jobs/prepare/test_prepare.py::test_odd_pictures_are_kept_and_broken_ones_left_out_with_their_reason"
     ),
     "a loop of symbolic links": "data/sources/test_sources.py::test_links_are_followed_but_not_into_a_loop",
+    "a key that two rows have": "jobs/prepare/test_plan_memory.py::test_a_double_key_is_told_with_both_places",
     "a label that no class has": "data/sources/test_sources.py::test_a_label_that_no_class_has_is_named_by_its_line",
     "kill -9 as a file gets its name": (
         "fault/test_prepare_points.py::test_killed_as_a_file_gets_its_name_the_same_command_ends_in_the_same_bytes"
@@ -349,6 +350,16 @@ def test_a_label_that_is_not_a_class_is_an_error_with_its_line(label, tmp_path, 
     argv = ("--labels", f"{tmp_path}/list.csv?classes={tmp_path}/names.txt", "-o", tmp_path / "c")
     _, err = prepared(capsys, *argv, code=2)
     assert "line 3" in err
+
+
+def test_without_a_network_a_known_name_says_what_to_put_where(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("UNICL_DATA", str(tmp_path))
+    _, err = prepared(capsys, "--labels", "cifar10", "-o", tmp_path / "c", code=2)
+    assert "not in the hub's cache, and HF_HUB_OFFLINE is set" in err
+    assert "download cifar-10-python.tar.gz (170 MB, md5 c58f30108f718f92721af3b95e74349a) from" in err
+    assert err.rstrip().endswith("then run: unicl prepare --labels cifar10 --data-dir DIR")
+    assert not (tmp_path / "c").exists()
 
 
 def test_odd_paths_work(tmp_path, capsys):
