@@ -100,11 +100,13 @@ class NearFacts(DuplicateFacts):
     """The same counts of `--dedup near`, whose ``equal`` rows have the same bytes as the row that stays.
 
     ``flat`` images show nothing that could be compared, and ``crowded`` ones have too many candidates.
+    ``also_in_train`` counts for each other split the rows whose image nearly equals one of ``train``.
     """
 
     equal: Count
     flat: Count
     crowded: Count
+    also_in_train: dict[str, Count] = Field(default_factory=dict)
 
 
 class Dedup(Document):

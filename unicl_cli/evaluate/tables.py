@@ -151,9 +151,31 @@ def classification_table(entries: Sequence[Mapping[str, Any]], model: str) -> Ta
             count_classes(entry),
             *(share_and_interval(entry, figure) for figure in ("top1", "top5", "mean_per_class")),
         )
-    if any(entry["candidates"]["not_in_corpus"] for entry in entries):
-        table.caption = "classes a + b: candidates of the corpus + others"
+    has_others = any(entry["candidates"]["not_in_corpus"] for entry in entries)
+    caption_table(table, entries, *(["classes a + b: candidates of the corpus + others"] if has_others else []))
     return table
+
+
+def describe_trained_classes(entry: Mapping[str, Any]) -> str:
+    """Return the line of the report about classes that were trained with labels; empty without such a class.
+
+    Weights that a model started from may have seen others: a report never says that a class was not trained.
+    """
+    found = entry.get("trained_classes", {})
+    place = f"{entry['name']} {entry['split']}"
+    said: list[str] = []
+    if found.get("trained"):
+        said.append(f"{found['trained']:,} of {found['classes']:,} classes were trained with labels: not zero-shot")
+    if found.get("unchecked"):
+        said.append(f"labels of {', '.join(found['unchecked'])} are not known: the corpus cannot be read")
+    return f"{place}: {'; '.join(said)}" if said else ""
+
+
+def caption_table(table: Table, entries: Sequence[Mapping[str, Any]], *more: str) -> None:
+    """Set the lines below a table: what was trained with labels, and others."""
+    lines = [*filter(None, map(describe_trained_classes, entries)), *more]
+    if lines:
+        table.caption = "\n".join(lines)
 
 
 def count_classes(entry: Mapping[str, Any]) -> str:
@@ -215,8 +237,7 @@ def label_sets_table(entries: Sequence[Mapping[str, Any]], model: str) -> Table:
         cells += [f"{entry['lca_distance']:.2f}" if "lca_distance" in entry else ""] if distance else []
         table.add_row(entry["name"], entry["split"], *cells)
     files = dict.fromkeys(entry["thresholds"]["file"] for entry in entries if "thresholds" in entry)
-    if files:
-        table.caption = f"F1 at the thresholds of {', '.join(files)}"
+    caption_table(table, entries, *([f"F1 at the thresholds of {', '.join(files)}"] if files else []))
     return table
 
 
@@ -257,7 +278,7 @@ def cross_modal_tables(entry: Mapping[str, Any], figures: Mapping[str, Any]) -> 
             table.add_row(direction.replace("_", " "), f"{found['n']:,}", *shares)
         yield table
     if "zeroshot" in figures:
-        table = make_table(f"Zero-shot by modality, % · {place}", ("modality",), ("n", "top-1\n95 %", "chance"))
+        table = make_table(f"Classification by modality, % · {place}", ("modality",), ("n", "top-1\n95 %", "chance"))
         for name, found in figures["zeroshot"].items():
             table.add_row(name, f"{found['n']:,}", share_and_interval(found, "top1"), percent(found["chance"]))
         yield table

@@ -12,6 +12,7 @@ from unicl_cli.errors import UniclError
 from unicl_cli.inference.encoder import Encoder
 from unicl_cli.jobs.evaluators.build import DEFAULT_EVALUATORS, make_evaluator, missing_needs
 from unicl_cli.jobs.overlap import Overlap, find_left_out, find_overlap, recipes_of
+from unicl_cli.jobs.trained_classes import find_trained_classes
 from unicl_cli.runs.folder import no_corpus_error
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def evaluate(
         tested = corpus.eval_split(split)
         entry = measure(encoder, corpus, tested, made, batch=batch, tell_unfit=evaluators is not None)
         entry = add_overlap(entry, find_overlap(recipes, corpus, tested))
+        if trained := find_trained_classes(recipes, corpus, tested):
+            entry["trained_classes"] = trained.facts()
         left_out = find_left_out(recipes, corpus, tested)
         entries.append(entry | {"duplicates_of_eval": left_out} if left_out else entry)
     if not entries:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unicl_cli.data.corpus import Corpus
 from unicl_cli.data.pictures import ImageError, decode
 from unicl_cli.evaluate.statistics import wilson
+from unicl_cli.evaluate.tables import describe_trained_classes
 from unicl_cli.formats import interval, label_figure, percent
 from unicl_cli.pages import html
 from unicl_cli.pages.html import Html, section, tag
@@ -93,6 +94,8 @@ def entry_figures(entry: Mapping[str, Any]) -> Iterator[Html]:
     if left_out := entry.get("duplicates_of_eval"):
         tiles.append(("kept out of training", f"{left_out['same'] + left_out['near']:,}"))
     yield html.numbers(tiles)
+    if line := describe_trained_classes(entry):
+        yield tag("p", line)
     if entry.get("warnings"):
         yield section("Warnings", html.bullet_list(entry["warnings"]))
     if found:

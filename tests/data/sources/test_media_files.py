@@ -262,6 +262,22 @@ def test_media_inside_a_parquet_list_are_read_from_their_rows(photos, tmp_path, 
     assert report["sources"][0]["media"] == {"audio": {"rows": 2, "missing": 1}}
 
 
+def test_cells_without_an_item_are_counted(photos, tmp_path, capfd):
+    images = [(photos / f"cat/{n}.png").read_bytes() for n in NAMES]
+    columns = {"image": images, "caption": [f"cat {n}" for n in NAMES], "clip": [None, b"", None]}
+    pq.write_table(pa.table(columns), photos / "list.parquet")
+    src = f"{photos / 'list.parquet'}?audio=clip"
+    report, notes = prepare_report(capfd, "--captions", src, "-o", tmp_path / "c")
+    assert report["sources"][0]["media"] == {"audio": {"rows": 0, "missing": 3}}
+    assert "no row has audio: the list holds no item of it" in notes
+
+
+def test_images_of_one_name_that_share_their_media_are_told(photos, tmp_path, capfd):
+    Image.open(photos / "cat/1.png").save(photos / "cat/1.jpg")
+    _, notes = prepare_report(capfd, "--images", f"{photos}?media=audio", "-o", tmp_path / "c")
+    assert "images of one name share its media (2): cat/1.jpg, cat/1.png; rename them apart" in notes
+
+
 def test_shapes_give_pairs_without_texts_and_texts_without_media():
     pairs = open_source("shapes?media=audio&count=3&test=2", "images")
     row = pairs.rows("train")[1]

@@ -102,11 +102,12 @@ def test_balance_limits_the_rows_of_a_class_and_the_captions_that_name_it(captio
         (["--balance", "3"], "--balance: no source has classes"),
         (["--query-list", "none.txt"], "none.txt: cannot be read"),
         (["--query-list", "blank.txt"], "blank.txt: no queries"),
+        (["--query-list", "bytes.txt"], "line 1, byte 2 (0xff): not UTF-8\n  hint: save it as UTF-8\n"),
         (["--query-list", "zebra.txt"], "no caption of its 7 training rows contains a query"),
     ],
 )
 def test_options_with_nothing_to_do_are_refused(captions, tmp_path, capsys, monkeypatch, options, said):
-    monkeypatch.chdir(put(tmp_path / "q", {"blank.txt": b"\n--\n", "zebra.txt": b"zebra"}))
+    monkeypatch.chdir(put(tmp_path / "q", {"blank.txt": b"\n--\n", "zebra.txt": b"zebra", "bytes.txt": b"a\xff"}))
     assert main(["prepare", "--captions", str(captions / "cap.csv"), "-o", str(tmp_path / "c"), *options]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "c" / "plan.json").exists()

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from image_server import serve_images
 from PIL import Image
 from scenes import CHANGES, change, draw_scene, encode
 from toys import prepared, put, rows_of
@@ -93,7 +92,7 @@ def test_images_of_another_corpus_are_left_out_and_counted(photos, capsys):
     put(photos / "u", {"test/x/0.png": encode(draw_scene(0)), "train/x/7.jpg": change(draw_scene(7), "jpeg")})
     for name in ("t", "u"):
         prepared(capsys, "--labels", photos / name, "-o", photos / f"{name}-corpus")
-    argv = ["--labels", photos / "f", "-o", photos / "c", "--not-in", photos / "t-corpus"]
+    argv = ["--labels", photos / "f", "-o", photos / "c", "--not-in", f"file://{photos}/t-corpus"]
     report, err = prepared(capsys, *argv, "--not-in", f"{photos / 'u-corpus'}?split=test")
     assert report["rejected"] == {"in_other_corpus": 6}
     found = {of["name"]: (of["split"], of["same"], of["near"]) for of in report["not_in"]}
@@ -130,18 +129,6 @@ def test_a_row_left_out_for_another_corpus_stays_for_no_duplicate(tmp_path, caps
     for row in gone.values():
         if row["reason"] == "near_duplicate":
             assert row["detail"].rpartition(" ")[2] in kept
-
-
-def test_downloaded_images_are_compared_too(tmp_path, capsys):
-    with serve_images() as server:
-        (tmp_path / "l.tsv").write_text("".join(f"caption {n}\t{server.url('ok', n)}\n" for n in range(3)))
-        argv = ["--captions", tmp_path / "l.tsv", "--allow-private", "--keep-order"]
-        prepared(capsys, *argv, "--limit", 1, "-o", tmp_path / "test")
-        report, _ = prepared(capsys, *argv, "--not-in", tmp_path / "test", "-o", tmp_path / "c")
-        assert report["not_in"][0]["same"] + report["not_in"][0]["near"] >= 1
-        assert report["rows"] + report["rejected"]["in_other_corpus"] == 3
-        assert main(["prepare", *map(str, argv), "--dedup", "near", "-o", str(tmp_path / "d")]) == 2
-        assert "--dedup near: a source has images that are not downloaded yet" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,19 @@ def test_urls_that_failed_are_asked_again(server, in_this_process, tmp_path, cap
     assert main(["prepare", "--verify", "-o", OUT]) == 0
 
 
+def test_downloaded_images_are_compared_in_a_store_as_on_the_disk(server, in_this_process, tmp_path, capsys):
+    lines = [f"caption {n}\t{server.url(kind, n)}\n" for n, kind in enumerate(["ok", "404", "ok", "ok"])]
+    lines += [f"another caption\t{server.url('ok', 0)}?again\n"]
+    (tmp_path / "list.tsv").write_text("".join(lines), encoding="utf-8")
+    words = ("--captions", tmp_path / "list.tsv", "--allow-private", "--holdout", "0", "--dedup", "near")
+    report, _ = prepared(capsys, *words, "-o", tmp_path / "c")
+    assert report["rejected"].pop("http_404") == 1
+    assert report["rejected"], "the image that came twice"
+    for request in ("", "--retry-failed"):
+        prepared(capsys, *words, *request.split(), "-o", OUT)
+        assert objects_in(CORPUS) == files_in(tmp_path / "c")
+
+
 def test_a_corpus_in_a_store_keeps_its_images_out_of_another(local, tmp_path, capsys):
     command, _ = local
     prepared(capsys, *command, "-o", OUT)

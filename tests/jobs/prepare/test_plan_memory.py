@@ -5,12 +5,14 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from unicl_cli.contracts import Row
+from unicl_cli.contracts import NO_LABEL, Row
 from unicl_cli.core import buckets, spool
 from unicl_cli.core.sampler import Permutation
+from unicl_cli.data.sources.lists.lines import URL_FAULT
+from unicl_cli.data.sources.lists.record import BAD_LINE
 from unicl_cli.data.sources.resolve import SourceSpec
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.prepare.plan import make_plan
+from unicl_cli.jobs.prepare.plan import _describe_row, make_plan
 from unicl_cli.jobs.prepare.request import PrepareOptions
 from unicl_cli.jobs.prepare.row_checks import check_keys
 from unicl_cli.jobs.prepare.rows import Adoption, Rows, SplitRows
@@ -55,6 +57,11 @@ def test_rows_are_in_the_order_of_a_permuted_table(limit, seed):
         assert [row.key for row in rows.by_source()] == [str(n) for n in sorted(order[:limit].tolist())]
         with pytest.raises(IndexError):
             rows[len(rows)]
+
+
+def test_a_url_that_is_left_out_keeps_the_fingerprint_of_older_corpora():
+    row = Row("row 2", f"{BAD_LINE}line 2: {URL_FAULT}", (), NO_LABEL)
+    assert "line 2: the image is a URL, but only local files can be read" in _describe_row("train", row, None)
 
 
 def test_a_double_key_is_told_with_both_places():

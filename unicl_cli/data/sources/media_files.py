@@ -1,7 +1,7 @@
 """Files of media beside images: their names, the image that each belongs to, and a stamp of image and media."""
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -86,24 +86,34 @@ def pair_files(
 
     Other files and images without a file are noted by kind. UniclError for a kind without a file.
     """
-    stems = {image_stem(image): str(image) for image in images}
+    named = [(image_stem(image), str(image)) for image in images]
+    stems = dict(named)
     sorted_out = _sort_files(files, stems, kinds)
     found, notes = sorted_out.found, list[str]()
     for kind in kinds:
         if kind not in sorted_out.met:
-            named = " or ".join(f"1{ending}" for ending in ENDINGS[kind])
+            examples = " or ".join(f"1{ending}" for ending in ENDINGS[kind])
             raise UniclError(
-                f"{folder}: no {kind} beside the images", f"name the files like their images: {named} beside 1.jpg"
+                f"{folder}: no {kind} beside the images", f"name the files like their images: {examples} beside 1.jpg"
             )
         notes += _note_missing(kind, [image for stem, image in stems.items() if kind not in found.get(stem, {})])
         if alone := sorted_out.alone.get(kind):
             notes.append(f"files of {kind} without an image are left out ({len(alone):,}): {list_some(sorted(alone))}")
     if several := sorted_out.several:
         notes.append(f"further files of media of an image are left out ({len(several):,}): {list_some(several)}")
+    notes += _note_shared(named, found)
     if others := sorted(sorted_out.met - set(kinds)):
         notes.append(f"files of media that media= does not name are left out: {', '.join(others)}")
     media = {stem: tuple((kind, of[kind]) for kind in kinds if kind in of) for stem, of in found.items()}
     return PairedFiles(media, notes)
+
+
+def _note_shared(images: Sequence[tuple[str, str]], found: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Return a note on images that have the media of one name, such as those of ``1.jpg`` and ``1.png``."""
+    counts = Counter(stem for stem, _ in images)
+    shared = [image for stem, image in images if counts[stem] > 1 and stem in found]
+    told = f"images of one name share its media ({len(shared):,}): {list_some(shared)}; rename them apart"
+    return [told] if shared else []
 
 
 def _sort_files(files: Iterable[PurePosixPath], stems: Collection[str], kinds: Sequence[str]) -> _SortedFiles:

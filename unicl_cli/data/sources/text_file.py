@@ -44,7 +44,8 @@ def read_lines(path: Path, encoding: str, src: str, newline: str = "\n") -> Iter
     """Yield the lines of a text file with their ends, a `LongLine` for one that is too long.
 
     UniclError for a byte that the encoding does not have; OSError if the file cannot be opened, or is a pipe or device.
-    ``src`` is the source as the user wrote it, for the hint; ``newline`` is that of ``open``.
+    ``src`` is the source as the user wrote it, for the hint, empty if it takes no encoding. ``newline`` is that of
+    ``open``.
     """
     check_encoding(encoding, src)
     try:
@@ -57,10 +58,13 @@ def read_lines(path: Path, encoding: str, src: str, newline: str = "\n") -> Iter
         raise _locate_fault(path, encoding, src) from error
 
 
-def read_strict_lines(path: Path, encoding: str, src: str) -> Iterator[str]:
-    """Yield lines as `read_lines`, but raise UniclError for one that is too long, or a file that cannot be opened."""
+def read_strict_lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a UTF-8 file, which is no source and takes no options.
+
+    UniclError as `read_lines`, and for a line that is too long or a file that cannot be opened.
+    """
     try:
-        for number, line in enumerate(read_lines(path, encoding, src), 1):
+        for number, line in enumerate(read_lines(path, UTF8, ""), 1):
             if isinstance(line, LongLine):
                 raise UniclError(f"{path}: line {number}: {line.fault}", "check that this is the right file")
             yield line
@@ -102,11 +106,13 @@ def _skip_line(file: TextIO, line: str) -> str:
 def _locate_fault(path: Path, encoding: str, src: str) -> UniclError:
     """Return the error for the first byte that cannot be decoded, counted from 1 in its line."""
     name = "UTF-8" if codecs.lookup(encoding).name == UTF8 else encoding
-    return UniclError(
-        f"{path}: {_find_fault(path, encoding)}: not {name}",
-        f"save it as UTF-8, or name its encoding: '{src}?encoding=NAME', where NAME is cp1252 in western Europe, "
-        "gb18030 in China, shift_jis in Japan",
-    )
+    hint = "save it as UTF-8"
+    if src:
+        hint += (
+            f", or name its encoding: '{src}?encoding=NAME', where NAME is cp1252 in western Europe, gb18030 in China, "
+            "shift_jis in Japan"
+        )
+    return UniclError(f"{path}: {_find_fault(path, encoding)}: not {name}", hint)
 
 
 def _find_fault(path: Path, encoding: str) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SHOWN = (
     *("n", "classes", "candidates", "top1", "top1_interval", "top5", "top5_interval"),
     *("mean_per_class", "mean_per_class_interval", "map", "map_interval", "map_micro", "per_group", "per_rank"),
-    *("lca_distance", "reason", "retrieval", "trained_on", "duplicates_of_eval"),
+    *("lca_distance", "reason", "retrieval", "trained_on", "trained_classes", "duplicates_of_eval"),
 )
 """Figures of an evaluation that stand beside those of the other models."""
 Hits = tuple[Counts, Counts]

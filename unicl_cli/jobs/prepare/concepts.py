@@ -19,7 +19,7 @@ from unicl_cli.contracts import ClassName, Row
 from unicl_cli.core.derived import Derived
 from unicl_cli.core.text_hashes import hash_text
 from unicl_cli.data.class_mentions import ClassNameFinder, split_text
-from unicl_cli.data.sources.text_file import UTF8, read_strict_lines
+from unicl_cli.data.sources.text_file import read_strict_lines
 from unicl_cli.errors import Remark, UniclError
 from unicl_cli.formats import count_of
 from unicl_cli.jobs.prepare.holdout import TRAIN, ReadSource
@@ -56,7 +56,7 @@ def read_queries(path: str) -> Queries:
     numbers: dict[str, int] = {}
     longest: dict[str, int] = {}
     blank = repeated = 0
-    for line in read_strict_lines(Path(path), UTF8, path):
+    for line in read_strict_lines(Path(path)):
         words = split_text(normalize("NFC", line))
         if not words:
             blank += bool(line.strip())

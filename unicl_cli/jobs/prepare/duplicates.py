@@ -1,5 +1,7 @@
 """Rows with equal or nearly equal images: found before any shard is written, so that shards stay independent."""
 
+from __future__ import annotations
+
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,39 +11,41 @@ from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import Field, model_validator
 
 from unicl_cli.contracts import DatasetSource, Row
 from unicl_cli.core.documents import Document, read_document
-from unicl_cli.core.files import list_names, open_copy, write_atomic
+from unicl_cli.core.files import list_names, write_atomic
 from unicl_cli.data import text
 from unicl_cli.data.manifest import DuplicateFacts, NearFacts
-from unicl_cli.data.near_images import THUMB_BYTES, are_flat, as_hash, find_nearly_equal, make_thumbnail
-from unicl_cli.data.pictures import Examined, ImageError, examine
+from unicl_cli.data.near_images import are_flat, as_hash, make_thumbnail
+from unicl_cli.data.pictures import Examined, ImageError, decode, examine
 from unicl_cli.data.shard_checks import ShardRules, read_columns
 from unicl_cli.jobs.prepare.parts import PartMarker, read_in_order
-from unicl_cli.jobs.prepare.shards import THREADS, RowTools, Tick, json_bytes, row_chunks, usable_texts
+from unicl_cli.jobs.prepare.prepared_row import PreparedRow, Rejected, read_rejects
+from unicl_cli.jobs.prepare.progress import warn
+from unicl_cli.jobs.prepare.scopes import COMPARABLE, FLAT_IMAGE, SIGNATURE, Scope, count_near_train
+from unicl_cli.jobs.prepare.shards import THREADS, RowTools, Tick, json_bytes, prepare_rows, row_chunks, usable_texts
+from unicl_cli.jobs.prepare.staged import NO_DIGEST, digest_of, write_staged
 from unicl_cli.jobs.prepare.units import PARTS, Unit, Work
 
 FILE = "duplicates.json"
-_NO_DIGEST = bytes(32)
-"""Digest of a row that is not compared: it cannot be read, or its unit rejects it unread."""
 _EXAMPLES = 5
-SIGNATURE = np.dtype([("hash", "<u8"), ("thumb", "u1", (THUMB_BYTES,)), ("state", "u1")])
-"""The signature of an image in a file: its difference hash and thumbnail, and _COMPARED, _FLAT or 0."""
-_COMPARED, _FLAT = 1, 2
 
 
 class Duplicates(NamedTuple):
     """Equal images: ``gone`` maps the key of each row left out to the row that stays, ``texts`` what it inherits.
 
-    The images of ``nearly`` of the rows left out differ from the one that stays.
+    The images of ``nearly`` of the rows left out differ from the one that stays. ``compared`` are the shards whose rows
+    were compared, of a corpus with URLs: `--retry-failed` adds others.
     """
 
     gone: Mapping[str, str]
     texts: Mapping[str, Sequence[str]]
     facts: DuplicateFacts
     nearly: frozenset[str] = frozenset()
+    compared: frozenset[str] = frozenset()
 
 
 NO_DUPLICATES = Duplicates(
@@ -56,6 +60,7 @@ class DuplicatesFile(Document):
     gone: dict[str, str]
     texts: dict[str, list[str]]
     nearly: list[str] = Field(default_factory=list)
+    compared: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _check_counts(self) -> Self:
@@ -92,10 +97,53 @@ def hash_unit(work: Work, source: DatasetSource, tick: Tick, stopped: Callable[[
             size = sum(item.size for item in done)
             total += size
             tick(len(chunk), size, {})
+    _write_signed(work, signed)
+    return {"rows": len(signed), "rejected": {}, "payload": total}
+
+
+def stage_unit(work: Work, source: DatasetSource, tick: Tick, stopped: Callable[[], bool]) -> dict[str, Any] | None:
+    """Download the images of a unit, and keep its rows beside the markers with their digests; None if stopped.
+
+    The file of the rows is the last one to be written.
+    """
+    signed: list[_Signed] = []
+    rejected: Counter[str] = Counter()
+
+    def sign(results: Iterator[PreparedRow | Rejected | None]) -> Iterator[PreparedRow | Rejected | None]:
+        for result in results:
+            if result is None:
+                yield None
+                return
+            if isinstance(result, Rejected):
+                rejected[result.reason] += 1
+            signed.append(_sign_result(result, near=work.near))
+            yield result
+        _write_signed(work, signed)
+
+    results = prepare_rows(work._replace(compared=False), source, tick, stopped)
+    if not write_staged(work.out / work.unit.staged, sign(results)):
+        return None
+    kept = sum(item.size for item in signed)
+    return {"rows": len(signed) - rejected.total(), "rejected": dict(rejected), "payload": kept}
+
+
+def _write_signed(work: Work, signed: Sequence[_Signed]) -> None:
     if work.near:
         write_atomic(work.out / work.unit.signatures, b"".join(item.signature for item in signed))
     write_atomic(work.out / work.unit.hashes, b"".join(item.digest for item in signed))
-    return {"rows": len(signed), "rejected": {}, "payload": total}
+
+
+def _sign_result(result: PreparedRow | Rejected, *, near: bool) -> _Signed:
+    """Return the digest and signature of a downloaded row; none of a row that is left out."""
+    if isinstance(result, Rejected):
+        return _UNSIGNED
+    record = result.record
+    data = record["image"]["bytes"]
+    signed = _Signed(digest_of(record["sha256"], record["media"]), len(data), _UNSIGNED.signature)
+    if not near:
+        return signed
+    image = _Pixels(decode(data), record["phash"])
+    return signed._replace(signature=_sign_image(image, comparable=not record["media"]))
 
 
 def units_without_digests(units: Iterable[Unit], out: Path, *, near: bool) -> list[Unit]:
@@ -123,55 +171,122 @@ def remove_digests(units: Iterable[Unit], out: Path) -> None:
             file.unlink(missing_ok=True)
 
 
+def remove_staged(units: Iterable[Unit], out: Path) -> None:
+    """Delete the downloaded rows of the units, which are in their shards."""
+    for unit in units:
+        (out / unit.staged).unlink(missing_ok=True)
+
+
 def read_duplicates(out: Path) -> Duplicates | None:
     """Read the duplicates that an earlier command found; None if it did not get that far. UniclError if damaged."""
     try:
         found = read_document(out / FILE, DuplicatesFile, f"remove {out / FILE}: `unicl prepare` makes it again")
     except FileNotFoundError:
         return None
-    return Duplicates(found.gone, found.texts, found.facts, frozenset(found.nearly))
+    return Duplicates(found.gone, found.texts, found.facts, frozenset(found.nearly), frozenset(found.compared))
+
+
+class Earlier(NamedTuple):
+    """The duplicates that were found before more rows came; shards that are ``finished`` do not change any more.
+
+    ``rows_of`` returns all rows of a unit.
+    """
+
+    found: Duplicates
+    finished: frozenset[str]
+    rows_of: Callable[[Unit], Sequence[Row]]
 
 
 def find_duplicates(
-    units: Sequence[Unit], row_at: Callable[[Unit, int], Row], out: Path, *, near: bool = False
+    units: Sequence[Unit],
+    row_at: Callable[[Unit, int], Row],
+    out: Path,
+    *,
+    near: bool = False,
+    earlier: Earlier | None = None,
 ) -> Duplicates:
     """Compare the images of all units and save the result in FILE; of equal rows, the plan's first one stays.
 
     Rows are compared within a kind and split, across all sources: their digests, and if ``near`` their signatures.
+    With ``earlier``, rows that were compared before stay as they are, and FILE names the shards.
     """
-    gone: dict[str, str] = {}
-    texts: dict[str, list[str]] = {}
-    nearly: list[str] = []
-    differ: list[list[str]] = []
-    counts: Counter[str] = Counter()
-    for members in _group_units(units):
-        starts = np.cumsum([0, *(unit.rows for unit in members)])
-        data = b"".join((out / unit.hashes).read_bytes() for unit in members)
-        digests = np.frombuffer(data, np.uint8).reshape(-1, 32)
-        groups = _group_near(digests, members, out, counts) if near else _group_equal(digests)
-        for places, are_equal in groups:
-            at = [int(np.searchsorted(starts, place, side="right")) - 1 for place in places]
-            first, *rest = [row_at(members[n], int(p - starts[n])) for n, p in zip(at, places, strict=True)]
-            gone.update(dict.fromkeys((row.key for row in rest), first.key))
-            nearly += [row.key for row, equal in zip(rest, are_equal[1:].tolist(), strict=True) if not equal]
-            if more := _other_texts(first, rest):
-                texts[first.key] = more
-            differ += [[first.key, row.key] for row in rest if row.label_set() != first.label_set()]
-            counts["groups"] += 1
-    facts = DuplicateFacts(
-        groups=counts["groups"],
-        rows=len(gone),
-        texts=sum(map(len, texts.values())),
-        labels_differ=len(differ),
-        labels_differ_examples=differ[:_EXAMPLES],
-    )
-    document: dict[str, Any] = {"facts": facts.model_dump(), "gone": gone, "texts": texts}
+    before = earlier.found if earlier else NO_DUPLICATES
+    of = _Findings(before, earlier.finished if earlier else frozenset(), row_at)
+    ordered = sorted(units, key=lambda unit: unit.shard not in before.compared)  # stable: new rows come last
+    scopes = [Scope(members, out, near=near) for members in _group_units(ordered)]
+    for scope in scopes:
+        if earlier:
+            _hide_left_out(scope, earlier, out)
+        _find_in_scope(scope, of)
+    facts = of.facts()
+    document: dict[str, Any] = {"facts": facts.model_dump(), "gone": of.gone, "texts": of.texts}
     if near:
-        equal = len(gone) - len(nearly)
-        facts = NearFacts(**facts.model_dump(), equal=equal, flat=counts["flat"], crowded=counts["crowded"])
-        document |= {"facts": facts.model_dump(), "nearly": nearly}
+        equal = len(of.gone) - len(of.nearly)
+        alike = count_near_train(scopes)
+        flat, crowded = (sum(getattr(scope, name) for scope in scopes) for name in ("flat", "crowded"))
+        facts = NearFacts(**facts.model_dump(), equal=equal, flat=flat, crowded=crowded, also_in_train=alike)
+        document |= {"facts": facts.model_dump(), "nearly": of.nearly}
+    compared = frozenset(unit.shard for unit in units) if earlier else frozenset[str]()
+    if compared:
+        document["compared"] = sorted(compared)
     write_atomic(out / FILE, json_bytes(document))
-    return Duplicates(gone, texts, facts, frozenset(nearly))
+    if of.late_texts:
+        warn(f"captions of duplicates left out, because the row that stays is in a finished shard: {of.late_texts:,}")
+    return Duplicates(of.gone, of.texts, facts, frozenset(of.nearly), compared)
+
+
+class _Findings:
+    """What is found, scope by scope, added to what was found ``before``."""
+
+    def __init__(self, before: Duplicates, finished: frozenset[str], row_at: Callable[[Unit, int], Row]) -> None:
+        self.before, self.finished, self.row_at = before, finished, row_at
+        self.gone = dict(before.gone)
+        self.texts = {key: list(texts) for key, texts in before.texts.items()}
+        self.nearly = sorted(before.nearly)
+        self.differ: list[list[str]] = []
+        self.late_texts = 0
+
+    def add(self, first: Row, rest: Sequence[tuple[Row, bool]], *, is_written: bool) -> None:
+        """Note that ``rest``, of which some are equal byte for byte, goes; ``first`` stays, and may be written."""
+        self.gone.update(dict.fromkeys((row.key for row, _ in rest), first.key))
+        self.nearly += [row.key for row, is_equal in rest if not is_equal]
+        self.differ += [[first.key, row.key] for row, _ in rest if row.label_set() != first.label_set()]
+        more = _other_texts((*first.texts, *self.texts.get(first.key, ())), [row for row, _ in rest])
+        if is_written:
+            self.late_texts += len(more)
+        elif more:
+            self.texts[first.key] = [*self.texts.get(first.key, ()), *more]
+
+    def facts(self) -> DuplicateFacts:
+        before = self.before.facts
+        return DuplicateFacts(
+            groups=len(set(self.gone.values())),
+            rows=len(self.gone),
+            texts=sum(map(len, self.texts.values())),
+            labels_differ=before.labels_differ + len(self.differ),
+            labels_differ_examples=[*before.labels_differ_examples, *self.differ][:_EXAMPLES],
+        )
+
+
+def _find_in_scope(scope: Scope, of: _Findings) -> None:
+    """Add the duplicates of a scope; a row that was compared before goes for no other."""
+    for places, are_equal in scope.groups():
+        units = [scope.place(place) for place in places]
+        fresh = [n for n in range(1, len(places)) if units[n][0].shard not in of.before.compared]
+        if fresh:
+            scope.hide([places[n] for n in fresh])
+            rest = [(of.row_at(*units[n]), are_equal[n]) for n in fresh]
+            of.add(of.row_at(*units[0]), rest, is_written=units[0][0].shard in of.finished)
+
+
+def _hide_left_out(scope: Scope, earlier: Earlier, out: Path) -> None:
+    """Hide the rows of earlier units that are not in the corpus: none may stay for another."""
+    for number, unit in enumerate(scope.units):
+        if unit.shard not in earlier.found.compared:
+            continue
+        left_out = {row.key for row in read_rejects(out / unit.rejects)} | earlier.found.gone.keys()
+        start = int(scope.starts[number])
+        scope.hide([start + at for at, row in enumerate(earlier.rows_of(unit)) if row.key in left_out])
 
 
 def count_equal_images(folder: Path, shards: Sequence[PartMarker]) -> dict[str, Any]:
@@ -214,7 +329,7 @@ class _Signed(NamedTuple):
     signature: bytes
 
 
-_UNSIGNED = _Signed(_NO_DIGEST, 0, bytes(SIGNATURE.itemsize))
+_UNSIGNED = _Signed(NO_DIGEST, 0, bytes(SIGNATURE.itemsize))
 
 
 def _sign_row(row: Row, tools: RowTools) -> _Signed:
@@ -227,11 +342,8 @@ def _sign_row(row: Row, tools: RowTools) -> _Signed:
         data = found["image"]
     except Exception:  # noqa: BLE001 - the same row is read again by its unit, which counts it with its reason
         return _UNSIGNED
-    digest = hashlib.sha256(data)
-    media = sorted(found.keys() - {"image"})
-    for kind in media:  # an image with another sound is another row
-        digest.update(f"{kind}:{hashlib.sha256(found[kind]).hexdigest()}".encode())
-    signed = _Signed(digest.digest(), len(data), _UNSIGNED.signature)
+    media = [{"kind": kind, "bytes": item} for kind, item in found.items() if kind != "image"]
+    signed = _Signed(digest_of(hashlib.sha256(data).digest(), media), len(data), _UNSIGNED.signature)
     if not work.near and tools.known is None:
         return signed
     try:
@@ -243,10 +355,17 @@ def _sign_row(row: Row, tools: RowTools) -> _Signed:
         return _UNSIGNED
 
 
-def _sign_image(image: Examined, *, comparable: bool) -> bytes:
+class _Pixels(NamedTuple):
+    """An image with its difference hash."""
+
+    pixels: Image.Image
+    phash: int
+
+
+def _sign_image(image: Examined | _Pixels, *, comparable: bool) -> bytes:
     """Return the signature of an image; one that is not comparable is like those with the same digest only."""
     thumb = make_thumbnail(image.pixels)
-    state = _FLAT if are_flat(np.frombuffer(thumb, np.uint8)[None])[0] else _COMPARED
+    state = FLAT_IMAGE if are_flat(np.frombuffer(thumb, np.uint8)[None])[0] else COMPARABLE
     return np.array((as_hash(image.phash), tuple(thumb), state if comparable else 0), SIGNATURE).tobytes()
 
 
@@ -257,56 +376,8 @@ def _group_units(units: Sequence[Unit]) -> Iterable[list[Unit]]:
     return scopes.values()
 
 
-def _group_equal(digests: NDArray[np.uint8]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
-    """Yield the ascending row numbers of each group of two or more equal digests, all equal; ``digests`` is (n, 32)."""
-    words = np.ascontiguousarray(digests).view(np.uint64)  # (n, 4)
-    order = np.lexsort(words.T)  # stable: equal rows stay in ascending order
-    ordered = words[order]
-    ends = np.flatnonzero(np.append((ordered[1:] != ordered[:-1]).any(1), True)) + 1
-    for start, end in zip(np.append(0, ends[:-1]), ends, strict=True):
-        if end - start > 1 and ordered[start].any():
-            yield order[start:end], np.ones(end - start, np.bool_)
-
-
-def _group_near(
-    digests: NDArray[np.uint8], units: Sequence[Unit], out: Path, counts: Counter[str]
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
-    """Yield the ascending row numbers of each group of equal or nearly equal images, and which equal the first one.
-
-    Every row of a group nearly equals its first, so no chain of small changes joins different images. Adds the images
-    that cannot be compared to ``counts``.
-    """
-    files = [_map_signatures(out / unit.signatures) for unit in units]
-    state = np.concatenate([file["state"] for file in files])
-    own = np.arange(len(digests))
-    equal = own.copy()  # the first row with the same digest
-    for places, _ in _group_equal(digests):
-        equal[places] = places[0]
-    starts = np.cumsum([0, *map(len, files)])
-
-    def read(rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        at = np.searchsorted(starts, rows, side="right") - 1
-        return np.stack(
-            [files[n]["thumb"][row] for n, row in zip(at.tolist(), (rows - starts[at]).tolist(), strict=True)]
-        )
-
-    hashes = np.concatenate([file["hash"] for file in files])
-    found = find_nearly_equal(hashes, (state == _COMPARED) & (equal == own), read)
-    counts.update(flat=int(((state == _FLAT) & (equal == own)).sum()), crowded=found.crowded)
-    first = np.where(found.earlier < 0, own, found.earlier)[equal]
-    order = np.lexsort((own, first))
-    for places in np.split(order, np.flatnonzero(np.diff(first[order])) + 1):
-        if len(places) > 1:
-            yield places, equal[places] == equal[places[0]]
-
-
-def _map_signatures(file: Path) -> NDArray[Any]:
-    with open_copy(file) as copy:
-        return np.memmap(copy, SIGNATURE, "r")
-
-
-def _other_texts(first: Row, rest: Sequence[Row]) -> list[str]:
-    met = {text.clean(t) for t in first.texts}
+def _other_texts(known: Iterable[str], rest: Sequence[Row]) -> list[str]:
+    met = {text.clean(t) for t in known}
     more: list[str] = []
     for other in (t for row in rest for t in row.texts):
         if (plain := text.clean(other)) not in met:

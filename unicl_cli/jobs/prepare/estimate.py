@@ -20,10 +20,11 @@ from unicl_cli.jobs.prepare.classes import describe_examples, format_examples
 from unicl_cli.jobs.prepare.download import map_ahead
 from unicl_cli.jobs.prepare.plan import CorpusPlan, PlannedSource, make_plan
 from unicl_cli.jobs.prepare.plan_file import check_out_dir, check_same_plan, read_plan
+from unicl_cli.jobs.prepare.prepared_row import PreparedRow, Rejected
 from unicl_cli.jobs.prepare.progress import format_counts, warn
 from unicl_cli.jobs.prepare.request import PrepareRequest
 from unicl_cli.jobs.prepare.set_report import describe_sets, format_sets
-from unicl_cli.jobs.prepare.shards import DECODERS, PreparedRow, Rejected, RowTools, prepare_row
+from unicl_cli.jobs.prepare.shards import DECODERS, RowTools, prepare_row
 from unicl_cli.jobs.prepare.units import Unit
 from unicl_cli.pages.text import align_columns
 

@@ -3,22 +3,18 @@
 from array import array
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from unicl_cli.core.documents import MAX_BYTES
-from unicl_cli.core.files import read_regular
-from unicl_cli.core.json_text import parse_json
 from unicl_cli.core.text_hashes import hash_text, is_among
 from unicl_cli.data.shard_checks import ShardRules, read_columns
 from unicl_cli.errors import UniclError
 from unicl_cli.formats import count_of
 from unicl_cli.jobs.prepare.download import host_of
 from unicl_cli.jobs.prepare.parts import PartMarker, read_in_order
-from unicl_cli.jobs.prepare.shards import Rejected
+from unicl_cli.jobs.prepare.prepared_row import Rejected, read_rejects
 from unicl_cli.jobs.prepare.units import rejects_of
 
 _WORST = 10
@@ -78,15 +74,7 @@ def _rejects_of(out: Path, marker: PartMarker) -> Path:
 
 
 def _read_rejects(out: Path, marker: PartMarker) -> list[Rejected]:
-    """Return the rows that a unit left out, without lines that somebody has edited."""
-    file = _rejects_of(out, marker)
-    if not marker.rejected or not file.is_file():
-        return []
-    found: list[Rejected] = []
-    for line in read_regular(file, MAX_BYTES).decode("utf-8", "replace").splitlines():
-        with suppress(ValueError, TypeError):
-            found.append(Rejected(**parse_json(line)))
-    return found
+    return read_rejects(_rejects_of(out, marker)) if marker.rejected else []
 
 
 def count_rejected(markers: Sequence[PartMarker]) -> dict[str, int]:

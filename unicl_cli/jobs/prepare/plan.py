@@ -15,6 +15,8 @@ from unicl_cli.core.class_groups import find_hierarchy_fault, groups_of
 from unicl_cli.core.prompts import NAMED, load_templates
 from unicl_cli.data.manifest import SCHEMA_VERSION, SETS_VERSION
 from unicl_cli.data.pictures import ImageError, examine
+from unicl_cli.data.sources.lists.lines import URL_FAULT
+from unicl_cli.data.sources.lists.record import BAD_LINE
 from unicl_cli.data.sources.resolve import SourceSpec, open_source
 from unicl_cli.data.text import clean, has_markup
 from unicl_cli.errors import Remark, UniclError
@@ -42,6 +44,7 @@ from unicl_cli.pages.text import shorten
 
 SEED = 0
 _SAMPLE = 32
+_OLD_URL_FAULT = "the image is a URL, but only local files can be read"
 _SHOWN = 60
 """The most characters of a text in a note."""
 
@@ -121,9 +124,7 @@ class CorpusPlan(NamedTuple):
     def work(self, unit: Unit, out: Path, duplicates: Duplicates = NO_DUPLICATES) -> Work:
         """Return the work of a unit; rows that stay for their duplicates inherit the duplicates' texts."""
         planned = self.find_source(unit.source)
-        places = np.array(unit.numbers) if unit.numbers else np.arange(unit.first, unit.first + unit.rows)
-        rows = planned.rows[unit.split].take(places)
-        rows = [row._replace(texts=(*row.texts, *duplicates.texts.get(row.key, ()))) for row in rows]
+        rows = [row._replace(texts=(*row.texts, *duplicates.texts.get(row.key, ()))) for row in self.rows_of(unit)]
         gone = {row.key: duplicates.gone[row.key] for row in rows if row.key in duplicates.gone}
         nearly = duplicates.nearly.intersection(gone)
         near, not_in = self.options.dedup == "near", bool(self.others)
@@ -133,7 +134,18 @@ class CorpusPlan(NamedTuple):
         media, src = self.has_media, planned.spec.src
         hosts = self.downloads.per_host
         work = Work(unit, out, src, rows, size, is_raw, gone, min_side, media, self.groups, fetch, hosts)
-        return work._replace(near=near, not_in=not_in, nearly=nearly)
+        compared = fetch is not None and self.options.dedup != "off"
+        return work._replace(near=near, not_in=not_in, nearly=nearly, compared=compared)
+
+    def rows_of(self, unit: Unit) -> list[Row]:
+        """Return the rows of a unit."""
+        places = np.array(unit.numbers) if unit.numbers else np.arange(unit.first, unit.first + unit.rows)
+        return self.find_source(unit.source).rows[unit.split].take(places)
+
+    @property
+    def has_urls(self) -> bool:
+        """True if images of any source are to be downloaded."""
+        return any(planned.has_urls for planned in self.sources)
 
     @property
     def has_media(self) -> bool:
@@ -206,11 +218,6 @@ def make_plan(
     images = find_class_images(classes, _labelled_rows(planned))
     notes += describe_empty_classes(classes, images.empty, "classes without an image")
     groups = groups_of(classes) if any(of.has_sets for of in read) else None
-    if options.dedup != "off" and any(of.has_urls for of in planned):
-        raise UniclError(
-            f"--dedup {options.dedup}: a source has images that are not downloaded yet",
-            "leave it out: equal images are counted once they are there",
-        )
     found = queries.sha256 if queries else None
     return CorpusPlan(
         options, planned, classes, templates, holdout, notes, images, groups, placed.sha256, found, downloads, others
@@ -288,10 +295,14 @@ def _fingerprint(source: DatasetSource, raw: dict[str, Sequence[Row]]) -> str:
 
 
 def _describe_row(split: str, row: Row, stamp: int | None) -> str:
-    """Return all that a row says, as it was before rows had label sets or media: a corpus keeps its fingerprint."""
+    """Return all that a row says, as it was before rows had label sets or media: a corpus keeps its fingerprint.
+
+    A URL that skip_urls= leaves out is told in the words of the time when no URL could be read.
+    """
+    ref = row.ref.replace(URL_FAULT, _OLD_URL_FAULT) if row.ref.startswith(BAD_LINE) else row.ref
     sets = f", labels={row.labels!r}, known={row.known!r}" if row.labels or row.known is not None else ""
     media = f", media={row.media!r}" if row.media else ""
-    told = f"Row(key={row.key!r}, ref={row.ref!r}, texts={row.texts!r}, label={row.label!r}{sets}{media})"
+    told = f"Row(key={row.key!r}, ref={ref!r}, texts={row.texts!r}, label={row.label!r}{sets}{media})"
     return f"({split!r}, {told}, {stamp!r})"
 
 

@@ -1,7 +1,7 @@
 """The `prepare` job: sources in, a corpus out, with what an interrupted command finished kept."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,23 +90,36 @@ def prepare(
         if is_finished and (report := _read_finished(plan, saved, out, list(markers.values()))):
             note(f"{out} is complete: nothing to do")
             return report
+        _check_findings(plan, out, markers)
         rows_before = None if request.retry_failed else _count_rows(out)
         (out / MANIFEST).unlink(missing_ok=True)
         preparation = Preparation(plan, units, out, late, stop)
         if plan.others:
             not_in.write_index(plan.others, out)
         with stop.defer_interrupts():
-            found = _find_duplicates(preparation)
+            found = _find_duplicates(preparation, markers)
             _write_shards(preparation, found or NO_DUPLICATES, markers)
         if len(markers) < len(units):
             raise Stopped(
                 f"{out}: stopped after {len(markers):,} of {len(units):,} shards", f"continue with: {stop.again}"
             )
         not_in.remove_index(out)
+        duplicates.remove_staged(units, out)
         report = _finish_corpus(preparation, saved, [markers[unit.marker] for unit in units], found, is_new=is_new)
         if rows_before not in (None, report["rows"]):
             warn(f"{out}: now has {report['rows']:,} rows; it had {rows_before:,} before shards were made again")
         return report
+
+
+def _check_findings(plan: CorpusPlan, out: Path, markers: Mapping[str, PartMarker]) -> None:
+    """Raise UniclError if shards of downloaded images are finished, and what was found among them is not known."""
+    if plan.options.dedup == "off" or not plan.has_urls or not markers:
+        return
+    if duplicates.read_duplicates(out) is None:
+        raise UniclError(
+            f"{out / duplicates.FILE}: missing, and the images are not downloaded again to compare them",
+            "restore it from a copy, or prepare the list into another -o",
+        )
 
 
 def _count_rows(out: Path) -> int | None:
@@ -186,24 +199,58 @@ def _read_finished(
     return None if problems or is_old else write_summary(out, plan, markers, manifest)
 
 
-def _find_duplicates(preparation: Preparation) -> Duplicates | None:
+def _find_duplicates(preparation: Preparation, markers: Mapping[str, PartMarker]) -> Duplicates | None:
     """Find rows with equal or nearly equal images for `--dedup`; None without that option, or if stopped."""
     plan, units, out, *_ = preparation
     if plan.options.dedup == "off":
         return None
+    near = plan.options.dedup == "near"
+    if plan.has_urls:
+        return _find_among_downloads(preparation, markers, near=near)
     if found := _read_duplicates(out):
         duplicates.remove_digests(units, out)
         return found
-    near = plan.options.dedup == "near"
-    todo = duplicates.units_without_digests(units, out, near=near)
-    with _show_progress("compare", units, todo) as progress:
-        for _ in _run_engine(preparation, todo, duplicates.hash_unit, NO_DUPLICATES, progress):
-            progress.shard_done()
-    if progress.shards_done < len(units):
+    if not _run_over(preparation, units, duplicates.units_without_digests(units, out, near=near), duplicates.hash_unit):
         return None
     found = duplicates.find_duplicates(units, plan.row_at, out, near=near)
     duplicates.remove_digests(units, out)  # only now: what they say is on disk
     return found
+
+
+def _find_among_downloads(
+    preparation: Preparation, markers: Mapping[str, PartMarker], *, near: bool
+) -> Duplicates | None:
+    """Find duplicates of a corpus with URLs: they are downloaded first, and compared with what is there already.
+
+    What is kept for that stays: the digests for `--retry-failed`, and the rows until their shards are written.
+    """
+    plan, units, out, *_ = preparation
+    found = duplicates.read_duplicates(out) or NO_DUPLICATES
+    fresh = [unit for unit in units if unit.shard not in found.compared]
+    if not fresh:
+        return found
+    local = [unit for unit in fresh if not plan.find_source(unit.source).has_urls]
+    remote = [unit for unit in fresh if plan.find_source(unit.source).has_urls]
+    missing = [unit for unit in remote if not (out / unit.staged).is_file()]
+    if not _run_over(preparation, remote, missing, duplicates.stage_unit):
+        return None
+    missing = duplicates.units_without_digests(local, out, near=near)
+    if not _run_over(preparation, local, missing, duplicates.hash_unit):
+        return None
+    finished = frozenset(unit.shard for unit in units if unit.marker in markers)
+    earlier = duplicates.Earlier(found, finished, plan.rows_of)
+    return duplicates.find_duplicates(units, plan.row_at, out, near=near, earlier=earlier)
+
+
+def _run_over(preparation: Preparation, units: Sequence[Unit], missing: Sequence[Unit], job: Job) -> bool:
+    """Run a job on the ``missing`` ones of some units; False if it was stopped before all were done."""
+    if not missing:
+        return True
+    label = "download" if job is duplicates.stage_unit else "compare"
+    with _show_progress(label, units, missing) as progress:
+        for _ in _run_engine(preparation, missing, job, NO_DUPLICATES, progress):
+            progress.shard_done()
+    return progress.shards_done == len(units)
 
 
 def _read_duplicates(out: Path) -> Duplicates | None:
@@ -293,6 +340,7 @@ def _check_no_source_is_empty(out: Path, new: Sequence[Unit], report: dict[str, 
     if len(empty) == len(rejected):
         for file in (*(unit.marker for unit in new), duplicates.FILE, holdout.FILE, PLAN) if new else ():
             (out / file).unlink(missing_ok=True)
+        duplicates.remove_digests(new, out)
         reasons = report["rejected"]
         raise UniclError(f"{out}: no usable rows (rejected: {format_counts(reasons)})", see)
     name, reasons = empty[0], rejected[empty[0]]

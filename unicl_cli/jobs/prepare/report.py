@@ -44,6 +44,7 @@ REMEDIES = {
     "no_label": "no class: move it into a class folder, or fill in its label",
     "no_resources": "no thread or memory was left for it: --retry-failed asks again",
     "no_text": "no caption: fill it in, or use --labels or --images",
+    "not_compared": "another image than when duplicates were sought: --retry-failed asks again",
     "not_image": "not an image, whatever its name: open one to see what it is",
     "private_address": "an address of this network: --allow-private downloads from it",
     "read_error": "could not be read: see its detail, fix it, prepare into another -o",
@@ -135,6 +136,12 @@ def _dedup_notes(manifest: Manifest) -> Iterator[str]:
         )
     if near and near.flat:
         yield Remark(f"{count_of(near.flat, 'image')} of one colour compared byte for byte only")
+    for split, count in (near.also_in_train if near else {}).items():
+        if count:
+            yield (
+                f"{count_of(count, 'row')} of the {split} split with nearly the image of a training row: results on "
+                f"{split} will look too good; unicl inspect --near shows them, --not-in keeps them out of training"
+            )
     if near and near.crowded:
         yield (
             f"{count_of(near.crowded, 'image')} compared with {MOST_COMPARED:,} of their candidates only: some near "
@@ -183,10 +190,16 @@ def _summarize_group(key: tuple[str, str, str], markers: list[PartMarker], media
 def _note_lost_media(sources: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return notes on kinds of media that no row of a source has: nothing can be learned from them."""
     rows: Counter[tuple[str, str]] = Counter()
+    rejected: Counter[str] = Counter()
     for line in sources:
+        rejected[line["source"]] += sum(line["rejected"].values())
         for kind, found in line.get("media", {}).items():
             rows[line["source"], kind] += found["rows"]
-    return [f"{source}: no row has {kind}: see the rejects" for (source, kind), count in rows.items() if not count]
+    return [
+        f"{source}: no row has {kind}: {'see the rejects' if rejected[source] else 'the list holds no item of it'}"
+        for (source, kind), count in rows.items()
+        if not count
+    ]
 
 
 def _format_media(report: dict[str, Any]) -> list[str]:

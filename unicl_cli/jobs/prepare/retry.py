@@ -15,14 +15,17 @@ from unicl_cli.jobs.prepare.left_out import read_left_out
 from unicl_cli.jobs.prepare.parts import PartMarker
 from unicl_cli.jobs.prepare.plan import CorpusPlan
 from unicl_cli.jobs.prepare.plan_file import PlanFile, RetryRecord
+from unicl_cli.jobs.prepare.prepared_row import Rejected
 from unicl_cli.jobs.prepare.progress import note
-from unicl_cli.jobs.prepare.shards import Rejected, json_bytes
+from unicl_cli.jobs.prepare.shards import json_bytes
+from unicl_cli.jobs.prepare.staged import NOT_COMPARED
 
 
 def passing_reasons(downloads: Downloads) -> frozenset[str]:
     """Return the reasons that can pass; with `--allow-private` and `--ignore-robots` also what they lift."""
     lifted = {"private_address": downloads.fetch.allow_private, "robots": not downloads.fetch.robots}
-    return RETRIED | {"refused", NO_RESOURCES} | {reason for reason, is_lifted in lifted.items() if is_lifted}
+    more = {reason for reason, is_lifted in lifted.items() if is_lifted}
+    return RETRIED | {"refused", NO_RESOURCES, NOT_COMPARED} | more
 
 
 def add_retries(plan: CorpusPlan, saved: PlanFile, out: Path, markers: Sequence[PartMarker]) -> PlanFile:
@@ -45,8 +48,11 @@ def drop_overtaken(saved: PlanFile, out: Path, markers: dict[str, PartMarker]) -
     """Return the plan without units of `--retry-failed` that come after a shard which is to be made again.
 
     That shard asks for all its URLs: rows that came back later would stand in the corpus twice. Markers of dropped
-    units are removed from ``markers`` and from the disk, with their shards.
+    units are removed from ``markers`` and from the disk, with their shards. With `--dedup` none is: there a shard asks
+    only for the images that were compared.
     """
+    if saved.dedup != "off":
+        return saved
     lowest: dict[tuple[str, str], int] = {}
     generations = {record.name: record.generation for record in saved.retries}
     for unit in saved.all_units():

@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import PIL
 import pyarrow as pa
@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 from unicl_cli import __version__
 from unicl_cli.contracts import DatasetSource, Row
 from unicl_cli.core.files import replace_durably, temporary_beside, write_atomic
-from unicl_cli.core.json_output import format_json
 from unicl_cli.data import text
 from unicl_cli.data.corpus_format import KNOWN, LABELS, MEDIA, schema_of
 from unicl_cli.data.fetch import FetchError
@@ -23,7 +22,9 @@ from unicl_cli.data.media import MAX_MEDIA_BYTES, MediaError
 from unicl_cli.data.pictures import ImageError, examine
 from unicl_cli.data.sources.lists.record import BAD_LINE
 from unicl_cli.jobs.prepare.download import DOWNLOADS, Downloader, map_ahead, origin_of, url_of
-from unicl_cli.jobs.prepare.not_in import SAME, open_index
+from unicl_cli.jobs.prepare.not_in import SAME, Known, open_index
+from unicl_cli.jobs.prepare.prepared_row import PreparedRow, Rejected
+from unicl_cli.jobs.prepare.staged import ComparedRows, read_staged
 from unicl_cli.jobs.prepare.units import Work
 
 THREADS = 4
@@ -42,39 +43,6 @@ MOST_WORDS = 1000
 _CODECS = {"image.bytes": "NONE", "key": "ZSTD", "texts.list.element": "ZSTD"}
 
 
-class Rejected(NamedTuple):
-    """A row that is left out, and the reason; ``url`` is the address that was asked for its image."""
-
-    key: str
-    ref: str
-    reason: str
-    detail: str
-    url: str | None = None
-    not_in: Mapping[str, str] | None = None
-    """The numbers of the corpora of `--not-in` that have the image, with `same` or `near`."""
-
-    def as_line(self) -> str:
-        """Return the line of a file of rejects."""
-        return format_json({name: value for name, value in self._asdict().items() if value is not None}) + "\n"
-
-
-class PreparedRow(NamedTuple):
-    """A row as it is stored, and its counts for the closing table."""
-
-    record: dict[str, Any]
-    animated: bool
-    texts_dropped: int
-
-    @property
-    def media_bytes(self) -> int:
-        return sum(len(item["bytes"]) for item in self.record["media"])
-
-    @property
-    def stored_bytes(self) -> int:
-        """The bytes of the image and the media: nearly all that the row takes in its shard."""
-        return len(self.record["image"]["bytes"]) + self.media_bytes
-
-
 Tick = Callable[[int, int, Mapping[str, int]], None]
 """A callback of progress: rows done, bytes kept of their images, rows left out by reason."""
 
@@ -89,7 +57,7 @@ def write_unit(work: Work, source: DatasetSource, tick: Tick, stopped: Callable[
     sha256, size = None, 0
     with temporary_beside(shard) as part:
         with part.open("wb") as file:
-            if not _write_groups(file, _prepare_rows(work, source, tick, stopped), work, tally):
+            if not _write_groups(file, _find_results(work, source, tick, stopped), work, tally):
                 return None
         if tally.rows:
             with part.open("rb") as file:
@@ -108,6 +76,8 @@ def write_unit(work: Work, source: DatasetSource, tick: Tick, stopped: Callable[
     if work.groups is not None and unit.kind == "labels":
         marker["set_sizes"] = {str(count): rows for count, rows in sorted(tally.set_sizes.items())}
     write_atomic(work.out / unit.marker, json_bytes(marker))
+    if work.compared:
+        (work.out / unit.staged).unlink(missing_ok=True)
     return marker
 
 
@@ -183,7 +153,16 @@ def row_chunks(work: Work) -> Iterator[list[Row]]:
     return (work.rows[start : start + step] for start in range(0, len(work.rows), step))
 
 
-def _prepare_rows(
+def _find_results(
+    work: Work, source: DatasetSource, tick: Tick, stopped: Callable[[], bool]
+) -> Iterator[PreparedRow | Rejected | None]:
+    """Yield every row's result in order: of rows that were downloaded to be compared, what was kept of them."""
+    if work.compared and (work.out / work.unit.staged).is_file():
+        return _report_along(_finish_staged(work, stopped), work, tick)
+    return prepare_rows(work, source, tick, stopped)
+
+
+def prepare_rows(
     work: Work, source: DatasetSource, tick: Tick, stopped: Callable[[], bool]
 ) -> Iterator[PreparedRow | Rejected | None]:
     """Yield every row's result in order; None is the last one after a stop, which waits for no image."""
@@ -192,23 +171,46 @@ def _prepare_rows(
     def prepare(rows: Sequence[Row]) -> list[PreparedRow | Rejected | None]:
         return [None if stopped() else prepare_row(row, tools) for row in rows]
 
-    done: list[PreparedRow | Rejected] = []
     some = min(CHUNK, work.unit.group_rows)
     in_turn = 1 if tools.download else min(IN_TURN, max(1, some // tools.threads))
     parts = (work.rows[start : start + in_turn] for start in range(0, len(work.rows), in_turn))
-    ahead = max(tools.threads, some // in_turn)
     try:
-        for result in chain.from_iterable(map_ahead(prepare, parts, threads=tools.threads, ahead=ahead)):
-            yield result
-            if result is None:
-                return
-            done.append(result)
-            if len(done) == some:
-                _report_progress(done, tick)
-                done = []
-        _report_progress(done, tick)
+        found = map_ahead(prepare, parts, threads=tools.threads, ahead=max(tools.threads, some // in_turn))
+        yield from _report_along(chain.from_iterable(found), work, tick)
     finally:
         tools.close()
+
+
+def _finish_staged(work: Work, stopped: Callable[[], bool]) -> Iterator[PreparedRow | Rejected | None]:
+    """Yield the kept results, without the rows that are duplicates, and with the texts that others inherit."""
+    for row, result in zip(work.rows, read_staged(work.out / work.unit.staged), strict=True):
+        if stopped():
+            yield None
+            return
+        if isinstance(result, Rejected):
+            yield result
+            continue
+        texts, _ = usable_texts(row, work)
+        record = result.record | {"texts": texts, "text_hash": [text.text_hash(t) for t in texts]}
+        kept = PreparedRow(record, result.animated, len(row.texts) - len(texts))
+        yield reject_duplicate(row, work) or kept
+
+
+def _report_along(
+    results: Iterator[PreparedRow | Rejected | None], work: Work, tick: Tick
+) -> Iterator[PreparedRow | Rejected | None]:
+    """Yield the results and report their progress, some at a time; the first None ends them."""
+    done: list[PreparedRow | Rejected] = []
+    some = min(CHUNK, work.unit.group_rows)
+    for result in results:
+        yield result
+        if result is None:
+            return
+        done.append(result)
+        if len(done) == some:
+            _report_progress(done, tick)
+            done = []
+    _report_progress(done, tick)
 
 
 def _report_progress(done: Sequence[PreparedRow | Rejected], tick: Tick) -> None:
@@ -261,12 +263,14 @@ class RowTools:
         self.download = Downloader(work.fetch, work.per_host) if work.fetch else None
         self.threads = DOWNLOADS if work.fetch else THREADS
         self.known = open_index(work.out) if work.not_in else None
+        self.compared = ComparedRows(work) if work.compared else None
 
     def read(self, row: Row, url: str | None) -> Mapping[str, bytes]:
         """Return what the row has, by kind; FetchError if its image cannot be downloaded."""
         if url is None or self.download is None:
             return self.source.read(row)
-        return {"image": self.download(url)}
+        media = dict(self.source.read(row)) if media_of(self.source) else {}
+        return {**media, "image": self.download(url)}
 
     def close(self) -> None:
         """Begin no download any more."""
@@ -281,10 +285,8 @@ def prepare_row(row: Row, tools: RowTools) -> PreparedRow | Rejected:
     if reason:
         detail = row.ref.removeprefix(BAD_LINE) if reason == "bad_line" else " ".join(row.texts)[:200]
         return Rejected(row.key, row.ref, reason, detail)
-    if row.key in work.gone:
-        if row.key in work.nearly:
-            return Rejected(row.key, row.ref, "near_duplicate", f"nearly the same image as {work.gone[row.key]}")
-        return Rejected(row.key, row.ref, "duplicate", f"the same image as {work.gone[row.key]}")
+    if earlier := (tools.compared and tools.compared.left_out(row)) or reject_duplicate(row, work):
+        return earlier
     url = url_of(tools.source, row) if tools.download else None
     try:
         found = tools.read(row, url)
@@ -300,9 +302,10 @@ def prepare_row(row: Row, tools: RowTools) -> PreparedRow | Rejected:
     except Exception as error:  # noqa: BLE001 - a source may fail in any way: counted with its type
         return Rejected(row.key, row.ref, "read_error", f"{type(error).__name__}: {error}")
     if known:
-        first, found = known[0], {str(each.corpus): each.how for each in known}
-        same = "the same image as" if first.how == SAME else "nearly the same image as"
-        return Rejected(row.key, row.ref, "in_other_corpus", f"{same} {first.row}", url, found)
+        return _reject_known(row, url, known)
+    digest = hashlib.sha256(data).digest()
+    if tools.compared and not tools.compared.has(row, digest, media):
+        return tools.compared.reject(row, url)
     record = {
         "key": row.key,
         "image": {"bytes": image.data, "path": None},
@@ -312,7 +315,7 @@ def prepare_row(row: Row, tools: RowTools) -> PreparedRow | Rejected:
         "source": work.unit.source,
         "width": image.width,
         "height": image.height,
-        "sha256": hashlib.sha256(data).digest(),
+        "sha256": digest,
         "phash": image.phash,
         "url": origin_of(tools.source, row) if url is None else url,
         # no columns unless the corpus has label sets, and media
@@ -321,6 +324,22 @@ def prepare_row(row: Row, tools: RowTools) -> PreparedRow | Rejected:
         MEDIA: media,
     }
     return PreparedRow(record, image.animated, len(row.texts) - len(texts))
+
+
+def _reject_known(row: Row, url: str | None, known: Sequence[Known]) -> Rejected:
+    first, found = known[0], {str(each.corpus): each.how for each in known}
+    same = "the same image as" if first.how == SAME else "nearly the same image as"
+    return Rejected(row.key, row.ref, "in_other_corpus", f"{same} {first.row}", url, found)
+
+
+def reject_duplicate(row: Row, work: Work) -> Rejected | None:
+    """Return the outcome of a row whose image another one has, or nearly; None for other rows."""
+    first = work.gone.get(row.key)
+    if first is None:
+        return None
+    if row.key in work.nearly:
+        return Rejected(row.key, row.ref, "near_duplicate", f"nearly the same image as {first}")
+    return Rejected(row.key, row.ref, "duplicate", f"the same image as {first}")
 
 
 def media_of(source: DatasetSource) -> tuple[str, ...]:

@@ -50,6 +50,10 @@ class Unit(NamedTuple):
     def signatures(self) -> str:
         return f"{PARTS}/{self.split}.{self.name}.near"
 
+    @property
+    def staged(self) -> str:
+        return f"parts/{self.split}.{self.name}.arrow"
+
 
 def rejects_of(split: str, name: str) -> str:
     """Return the file in a corpus that lists the rows which the unit ``name`` left out."""
@@ -75,7 +79,8 @@ class Work(NamedTuple):
     is true for every unit of a corpus with a column of media.
     ``groups`` are the groups of classes of a corpus with label sets; None in another. ``fetch`` downloads the images
     of rows with a URL; None if no row has one. ``near`` asks for signatures of the images beside their digests. With
-    ``not_in``, images of the corpora of `--not-in` are left out: their index lies in ``out``.
+    ``not_in``, images of the corpora of `--not-in` are left out: their index lies in ``out``. With ``compared``, images
+    that are downloaded are those that were compared before.
     """
 
     unit: Unit
@@ -93,3 +98,4 @@ class Work(NamedTuple):
     near: bool = False
     not_in: bool = False
     nearly: frozenset[str] = frozenset()
+    compared: bool = False

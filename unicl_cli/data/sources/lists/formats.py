@@ -13,6 +13,20 @@ from unicl_cli.errors import UniclError
 
 _JSON = (".json", ".jsonl", ".ndjson")
 _HEAD_BYTES = 1 << 16
+_KINDS = {
+    b"\x1f\x8b": ("compressed by gzip", "unpack it: gunzip"),
+    b"BZh": ("compressed by bzip2", "unpack it: bunzip2"),
+    b"\xfd7zXZ\0": ("compressed by xz", "unpack it: unxz"),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", "unpack it: unzstd"),
+    b"PK\3\4": ("a zip archive", "unpack it: unzip"),
+    b"PAR1": ("a Parquet file", "let its name end in .parquet:"),
+    b"\x89PNG": ("an image", "use a folder of images, or a list of their places, instead of"),
+    b"\xff\xd8\xff": ("an image", "use a folder of images, or a list of their places, instead of"),
+    b"%PDF": ("a PDF document", "save the list as text instead of"),
+    b"SQLite format 3": ("a database", "write its table as CSV instead of"),
+}
+"""The first bytes of files that are no lists: what they are, and what to do with the file, whose name follows."""
+_PAGES = (b"<!doctype", b"<html")
 
 
 def open_reader(path: Path, options: ListOptions) -> Reader:
@@ -39,6 +53,13 @@ def open_reader(path: Path, options: ListOptions) -> Reader:
 
 
 def _check_text(path: Path, head: bytes, options: ListOptions) -> None:
+    for beginning, (kind, hint) in _KINDS.items():
+        if head.startswith(beginning):
+            raise UniclError(f"{path}: is {kind}, not a list", f"{hint} {path}")
+    if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:16].lower().startswith(_PAGES):
+        raise UniclError(
+            f"{path}: is a web page, not a list", "open it in a browser: it says what to do before the download"
+        )
     if options.encoding is None and head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise UniclError(f"{path}: encoded as UTF-16", f"save it as UTF-8, or read it by '{path}?encoding=utf-16'")
     if options.encoding is None and head.count(0) > len(head) // 4:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from unicl_cli.data.pictures import SUFFIXES
 from unicl_cli.data.sources.lists.cells import looks_like_image, strip_number
 from unicl_cli.data.sources.splits import split_of
-from unicl_cli.data.sources.text_file import UTF8, read_strict_lines
+from unicl_cli.data.sources.text_file import read_strict_lines
 from unicl_cli.errors import UniclError
 
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
@@ -39,7 +39,7 @@ def read_rule(path: Path, given: str) -> SplitRule | None:
         if file is None:
             continue
         split = _split_of_name(file)
-        for line in read_strict_lines(file, UTF8, str(file)):
+        for line in read_strict_lines(file):
             if not (image := _first_cell(line)):
                 continue
             other = found.setdefault(_stem(image), split)
