@@ -40,12 +40,17 @@ def two_tower(
     embed_dim: Width = 512,
     normalize: bool = True,
     logit_scale: LogitScale = LogitScale(),  # noqa: B008 - frozen
+    heads: Literal["kind"] | None = None,
 ) -> nn.Module:
-    """An image and a text tower with projections into one space (CLIP; UniCL, CVPR 2022)."""
+    """An image and a text tower with projections into one space (CLIP; UniCL, CVPR 2022).
+
+    ``heads: kind`` gives images two projections: prompts are compared with one and captions with the other (BioCAP).
+    """
     from unicl_cli.model import TwoTower
 
-    towers = encoder(image), None if text is None else encoder(text)
-    return TwoTower(*towers, embed_dim=embed_dim, normalize=normalize, logit_scale=logit_scale, chunks=chunks)
+    towers, has_heads = (encoder(image), None if text is None else encoder(text)), heads is not None
+    options = {"embed_dim": embed_dim, "normalize": normalize, "chunks": chunks, "heads": has_heads}
+    return TwoTower(*towers, logit_scale=logit_scale, **options)
 
 
 def timm(

@@ -11,6 +11,7 @@ from unicl_cli.recipe.schema import Recipe
 from unicl_cli.yaml_lines import leaves, write_yaml
 
 YOUNGER: dict[str, dict[str, Any]] = {
+    "model": {"heads": None},
     "data": {
         "balance": 0,
         "rows_per_class": None,

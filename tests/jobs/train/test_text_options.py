@@ -10,8 +10,12 @@ from launching import TINY, here
 from safetensors.torch import load_file
 
 from unicl_cli.build.data import build_data, build_tokenizer
+from unicl_cli.build.load import load_model
 from unicl_cli.build.model import build_step
 from unicl_cli.cli import main
+from unicl_cli.contracts import ClassName
+from unicl_cli.inference.encoder import Encoder
+from unicl_cli.inference.scorer import make_scorer
 from unicl_cli.recipe.load import load_text
 from unicl_cli.recipe.text import hashed_keys
 
@@ -65,7 +69,9 @@ def test_options_at_their_defaults_are_not_part_of_a_recipes_hash(corpora):
     assert "class_columns" not in hashed_keys(load_text(recipe(corpora, "labels")))["loss"]
     assert hashed_keys(load_text(recipe(corpora, "labels", loss=COLUMNS)))["loss"]["class_columns"]
     assert "prefix" not in hashed_keys(load_text(recipe(corpora, "labels")))["model"]["text"]
-    made = load_text(recipe(corpora, "labels", model=PREFIX))
+    assert "heads" not in hashed_keys(load_text(recipe(corpora, "labels")))["model"]
+    made = load_text(recipe(corpora, "labels", model=PREFIX | {"heads": "kind"}))
+    assert hashed_keys(made)["model"]["heads"] == "kind"
     assert hashed_keys(made)["model"]["text"]["prefix"] == "kind"
 
 
@@ -91,9 +97,42 @@ def test_a_prefix_is_trained_for_prompts_alone_and_left_out_at_test_time(corpora
     )
 
 
+HEADS = TINY["model"] | {"heads": "kind"}
+
+
+def test_heads_learn_each_from_its_kind_of_text_and_classes_are_read_with_the_prompts(corpora, tmp_path, capsys):
+    changed = {}
+    for kinds in (("labels",), ("captions",)):
+        run = tmp_path / kinds[0]
+        losses_of(recipe(corpora, *kinds, model=HEADS, optim={"name": "sgd", "lr": 1.0, "weight_decay": 0}), run)
+        loaded = load_model(str(run))
+        made = load_text(recipe(corpora, *kinds, model=HEADS))
+        data = build_data(made)
+        fresh, _ = build_step(made, lambda d=data, m=made: build_tokenizer(m, d), data.classes, 1)
+        halves = zip(*(x.model.image.proj.weight.chunk(2) for x in (fresh, loaded.step)), strict=True)
+        changed[kinds[0]] = [not torch.equal(before, after) for before, after in halves]
+        scorer = make_scorer(Encoder(loaded), [ClassName("a", ("red star",))])
+        caption = Encoder(loaded).encode_texts(["a red star"], batch=1, label="")
+        images = scorer.encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+        width = TINY["model"]["embed_dim"]
+        assert images.shape == caption.shape == (1, 2 * width)
+        assert scorer.classify(images[:, :width].repeat(1, 2), slice(None)).item() != 0
+        without = torch.cat([torch.zeros(1, width), images[:, width:]], 1)
+        assert scorer.classify(without, slice(None)).item() == 0, "captions' half is not read for classes"
+        assert not caption[:, :width].any()
+    assert changed == {"labels": [True, False], "captions": [False, True]}
+    here("eval", tmp_path / "labels", "--data", corpora / "labels", "-q")
+    assert "model.heads: the model has no text tower" in fails(
+        recipe(corpora, "labels", loss="ce", model=HEADS | {"text": None}), tmp_path, capsys
+    )
+
+
 def test_class_columns_are_prompts_and_begin_like_them(corpora):
     made = load_text(recipe(corpora, "labels", model=PREFIX, loss=COLUMNS))
     data = build_data(made)
     tokenizer = build_tokenizer(made, data)
     step, _ = build_step(made, lambda: tokenizer, data.classes, 1)
     assert set(step.loss.class_tokens[:, 0].tolist()) == {tokenizer.vocab_size}
+    made = load_text(recipe(corpora, "labels", model=PREFIX | {"heads": "kind"}, loss=COLUMNS))
+    step, _ = build_step(made, lambda: tokenizer, data.classes, 1)
+    assert set(step.loss.class_tokens[:, 0].tolist()) == {~tokenizer.vocab_size}
