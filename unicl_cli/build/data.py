@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -60,6 +60,17 @@ class TrainingData(NamedTuple):
     label_sets: LabelSets | None
     shows_captions: bool
     encoded: Tensor | None = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Everything that `build_step` is told of the data by name."""
+
+        def count_classes() -> list[int]:
+            counts = [strand.count_classes(len(self.classes)) for strand in self.mix.strands]
+            return np.sum(counts, 0).tolist()
+
+        facts = {"label_sets": self.label_sets, "shows_captions": self.shows_captions}
+        return {**facts, "class_counts": count_classes}
 
 
 def merged_classes(corpora: Sequence[Corpus]) -> tuple[tuple[ClassName, ...], list[NDArray[np.int64]]]:
@@ -145,6 +156,16 @@ def check_sets(recipe: Recipe, label_sets: LabelSets | None, *, stored: bool) ->
             )
 
 
+def check_adjustment(recipe: Recipe) -> None:
+    """Raise UniclError if both the loss and the order of rows make up for rare classes."""
+    for key, off in (("balance", "0"), ("rows_per_class", "null")):
+        if recipe.loss.options.get("logit_adjustment") and getattr(recipe.data, key):
+            raise UniclError(
+                f"loss.logit_adjustment: data.{key} makes up for rare classes, too",
+                f"set data.{key}={off}, or loss.logit_adjustment=0",
+            )
+
+
 def templates_of(corpus: Corpus, *specs: str | Sequence[str] | None) -> tuple[str, ...]:
     """Return the first template list that is given, else the corpus's own."""
     return load_templates(next((spec for spec in specs if spec is not None), corpus.templates))
@@ -194,6 +215,7 @@ def build_data(recipe: Recipe) -> TrainingData:
         ancestors=recipe.data.ancestors,
         named=MOST_NAMED if recipe.data.caption_labels == "positive" else 0,
     )
+    check_adjustment(recipe)
     check_sets(recipe, label_sets, stored=any(corpus.manifest.has_sets for corpus in corpora))
     strands: list[Strand] = []
     for number, (item, corpus, place) in enumerate(zip(recipe.data.train, corpora, places, strict=True)):

@@ -1,6 +1,6 @@
 """Model and loss of a recipe: its towers, their labels, and their files in the run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,12 +43,13 @@ def build_step(
     label_sets: LabelSets | None = None,
     *,
     shows_captions: bool = False,
+    class_counts: Callable[[], Sequence[int]] | None = None,
 ) -> tuple[Step, Tokenizer | None]:
     """Build model and loss with the recipe's seed; return them with the tokenizer of the text tower.
 
     The tokenizer is the tower's own unless it has none or the recipe names one; it is None without a text tower.
     ``trained`` is the run whose weights will replace these: towers take their files from it and load no weights.
-    ``label_sets`` and ``shows_captions`` are those of the data.
+    ``label_sets``, ``shows_captions`` and ``class_counts`` are those of the data (`TrainingData.facts`).
     """
     values = context_of(recipe, tokenizer, classes, chunks)
     torch.manual_seed(recipe.seed)
@@ -84,6 +85,7 @@ def build_step(
         "label_sets": lambda: label_sets,
         "shows_captions": lambda: shows_captions,
         "class_prompts": lambda: tokenize_classes,
+        "class_counts": lambda: class_counts,
         "vocab_size": lambda: choose_tokenizer().vocab_size,
         "context_length": lambda: choose_tokenizer().context_length,
         "pad_id": lambda: getattr(choose_tokenizer(), "pad_id", 0),

@@ -65,8 +65,30 @@ def test_class_columns_without_an_image_term_or_a_place_for_the_name_are_refused
     assert "template 'a photo': has no place for the class name" in fails(nameless, tmp_path, capsys)
 
 
+ADJUSTED = {"name": "unicl", "logit_adjustment": 1.0}
+
+
+def test_logit_adjustment_reads_the_shares_of_the_training_rows(corpora, tmp_path, capsys):
+    made = load_text(recipe(corpora, "labels", "captions", loss=ADJUSTED))
+    data = build_data(made)
+    step, _ = build_step(made, lambda: build_tokenizer(made, data), data.classes, 1, **data.facts)
+    labels = next(s for s in data.mix.strands if s.kind == "labels").row_labels().tolist()
+    counts = [labels.count(label) for label in range(len(data.classes))]
+    assert data.facts["class_counts"]() == counts
+    shares = [max(1, count) / 48 for count in counts]
+    assert step.loss.priors.exp().tolist() == pytest.approx([share / sum(shares) for share in shares])
+    plain = losses_of(recipe(corpora, "labels"), tmp_path / "plain")
+    assert losses_of(recipe(corpora, "labels", loss=ADJUSTED), tmp_path / "adjusted") != plain
+    here("eval", tmp_path / "adjusted", "--data", corpora / "labels", "-q")
+    balanced = recipe(corpora, "labels", loss=ADJUSTED, data={"balance": 0.5})
+    assert "loss.logit_adjustment: data.balance makes up for rare classes, too" in fails(balanced, tmp_path, capsys)
+    assert "no row of data.train has a label" in fails(recipe(corpora, "captions", loss=ADJUSTED), tmp_path, capsys)
+
+
 def test_options_at_their_defaults_are_not_part_of_a_recipes_hash(corpora):
-    assert "class_columns" not in hashed_keys(load_text(recipe(corpora, "labels")))["loss"]
+    plain = hashed_keys(load_text(recipe(corpora, "labels")))["loss"]
+    assert "class_columns" not in plain
+    assert "logit_adjustment" not in plain
     assert hashed_keys(load_text(recipe(corpora, "labels", loss=COLUMNS)))["loss"]["class_columns"]
     assert "prefix" not in hashed_keys(load_text(recipe(corpora, "labels")))["model"]["text"]
     assert "heads" not in hashed_keys(load_text(recipe(corpora, "labels")))["model"]
