@@ -160,7 +160,7 @@ def figures_of(found: Mapping[str, Any]) -> dict[str, float]:
     recall = found.get("retrieval", {}).get("text_to_image", {})
     figures = {"top1": found.get("top1"), "map": found.get("map"), "r1": recall.get("r1"), "r10": recall.get("r10")}
     recalls = {entry["class"]: entry["recall"] for entry in found.get("per_class", ())}
-    if len(recalls) == SEEN:
+    if len(recalls) == SEEN and None not in recalls.values():
         figures["rare"] = mean(recalls[item.names[0]] for item in PAIRS[SEEN - RAREST : SEEN])
     return {name: value for name, value in figures.items() if value is not None}
 
