@@ -22,6 +22,7 @@ from unicl_cli.core.sampler import Order
 from unicl_cli.data.corpus import Corpus, open_corpus
 from unicl_cli.data.device_augment import DeviceAugment
 from unicl_cli.data.mix import (
+    CAPTIONS,
     LABELS,
     ClassPlace,
     MixedCorpora,
@@ -166,6 +167,24 @@ def check_adjustment(recipe: Recipe) -> None:
             )
 
 
+def check_heads(recipe: Recipe, strands: Sequence[Strand], *, captions: bool) -> None:
+    """Raise UniclError if images have a projection for a kind of text that no row shows: it would learn nothing.
+
+    ``captions``: rows with a label may show captions.
+    """
+    if recipe.model.part.options.get("heads") is None:
+        return
+    only_captions = recipe.data.text_for_labelled == "caption"
+    prompts = any(s.kind == LABELS and not (only_captions and s.all_captioned()) for s in strands)
+    captions = captions or any(s.kind == CAPTIONS for s in strands)
+    if not (prompts and captions):
+        kind = "captions" if prompts else "prompts of classes"
+        raise UniclError(
+            f"model.heads: images have a projection for {kind}, and no row of data.train shows any",
+            "remove model.heads, or train on rows with labels and rows with captions",
+        )
+
+
 def templates_of(corpus: Corpus, *specs: str | Sequence[str] | None) -> tuple[str, ...]:
     """Return the first template list that is given, else the corpus's own."""
     return load_templates(next((spec for spec in specs if spec is not None), corpus.templates))
@@ -243,6 +262,7 @@ def build_data(recipe: Recipe) -> TrainingData:
     checksums = {item.corpus: corpus.checksum for item, corpus in zip(recipe.data.train, corpora, strict=True)}
     mix, augment = MixedCorpora(strands, texts), device_augment_of(recipe)
     captions = shows_captions(recipe, strands)
+    check_heads(recipe, strands, captions=captions)
     return TrainingData(mix, order, classes, templates, checksums, augment, label_sets, captions)
 
 

@@ -109,6 +109,11 @@ class Strand(NamedTuple):
         """Return whether a row has texts of its own."""
         return self.table.has_texts(self.rows)
 
+    def all_captioned(self) -> bool:
+        """Return True if each row has texts of its own."""
+        counts = np.concatenate([np.diff(np.from_dlpack(c.offsets)) for c in self.table.column("texts").chunks])
+        return bool((counts if self.rows is None else counts[self.rows]).all())
+
     def row_labels(self) -> NDArray[np.int64]:
         """Return the class of the mix of each row, int64 (size,); NO_LABEL for a row with none or several."""
         found = integers_of(self.table.column("label"))

@@ -122,31 +122,33 @@ def test_a_prefix_is_trained_for_prompts_alone_and_left_out_at_test_time(corpora
 HEADS = TINY["model"] | {"heads": "kind"}
 
 
-def test_heads_learn_each_from_its_kind_of_text_and_classes_are_read_with_the_prompts(corpora, tmp_path, capsys):
-    changed = {}
-    for kinds in (("labels",), ("captions",)):
-        run = tmp_path / kinds[0]
-        losses_of(recipe(corpora, *kinds, model=HEADS, optim={"name": "sgd", "lr": 1.0, "weight_decay": 0}), run)
-        loaded = load_model(str(run))
-        made = load_text(recipe(corpora, *kinds, model=HEADS))
-        data = build_data(made)
-        fresh, _ = build_step(made, lambda d=data, m=made: build_tokenizer(m, d), data.classes, 1)
-        halves = zip(*(x.model.image.proj.weight.chunk(2) for x in (fresh, loaded.step)), strict=True)
-        changed[kinds[0]] = [not torch.equal(before, after) for before, after in halves]
-        scorer = make_scorer(Encoder(loaded), [ClassName("a", ("red star",))])
-        caption = Encoder(loaded).encode_texts(["a red star"], batch=1, label="")
-        images = scorer.encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
-        width = TINY["model"]["embed_dim"]
-        assert images.shape == caption.shape == (1, 2 * width)
-        assert scorer.classify(images[:, :width].repeat(1, 2), slice(None)).item() != 0
-        without = torch.cat([torch.zeros(1, width), images[:, width:]], 1)
-        assert scorer.classify(without, slice(None)).item() == 0, "captions' half is not read for classes"
-        assert not caption[:, :width].any()
-    assert changed == {"labels": [True, False], "captions": [False, True]}
-    here("eval", tmp_path / "labels", "--data", corpora / "labels", "-q")
-    assert "model.heads: the model has no text tower" in fails(
-        recipe(corpora, "labels", loss="ce", model=HEADS | {"text": None}), tmp_path, capsys
-    )
+def test_heads_learn_both_and_classes_are_read_with_that_of_prompts(corpora, tmp_path):
+    made = load_text(recipe(corpora, "labels", "captions", model=HEADS))
+    losses_of(recipe(corpora, "labels", "captions", model=HEADS), tmp_path / "run")
+    loaded, data = load_model(str(tmp_path / "run")), build_data(made)
+    fresh, _ = build_step(made, lambda: build_tokenizer(made, data), data.classes, 1)
+    halves = zip(*(x.model.image.proj.weight.chunk(2) for x in (fresh, loaded.step)), strict=True)
+    assert not any(torch.equal(before, after) for before, after in halves)
+    scorer = make_scorer(Encoder(loaded), [ClassName("a", ("red star",))])
+    images = scorer.encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+    prompts, captions = (images * half for half in torch.eye(2).repeat_interleave(images.shape[1] // 2, 1))
+    text = Encoder(loaded).encode_texts(["a red star"], batch=1, label="")
+    assert [bool(scorer.classify(half, slice(None))) for half in (prompts, captions)] == [True, False]
+    assert [bool(half @ text.T) for half in (prompts, captions)] == [False, True]
+    here("eval", tmp_path / "run", "--data", corpora / "labels", "-q")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "changes", "lacks"),
+    [
+        (("labels",), {}, "a projection for captions"),
+        (("captions",), {}, "a projection for prompts of classes"),
+        (("labels", "captions"), {"mix": {"labels": 1}}, "a projection for captions"),
+    ],
+)
+def test_heads_need_prompts_and_captions(corpora, tmp_path, capsys, kinds, changes, lacks):
+    text = recipe(corpora, *kinds, model=HEADS, data=changes)
+    assert f"model.heads: images have {lacks}, and no row of data.train shows any" in fails(text, tmp_path, capsys)
 
 
 def test_class_columns_are_prompts_and_begin_like_them(corpora):
