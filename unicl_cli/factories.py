@@ -49,9 +49,10 @@ def two_tower(
     """
     from unicl_cli.model import TwoTower
 
-    towers, has_heads = (encoder(image), None if text is None else encoder(text)), heads is not None
-    options = {"embed_dim": embed_dim, "normalize": normalize, "chunks": chunks, "heads": has_heads}
-    return TwoTower(*towers, logit_scale=logit_scale, **options)
+    towers, two = (encoder(image), None if text is None else encoder(text)), heads is not None
+    return TwoTower(
+        *towers, embed_dim=embed_dim, normalize=normalize, logit_scale=logit_scale, chunks=chunks, heads=two
+    )
 
 
 def timm(

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from unicl_cli.core.host_copy import HOST
+
 
 def mark_prompts(tokens: Tensor, rows: Tensor | slice = slice(None)) -> None:
     """Mark ``rows`` of tokens, int64 (n, L), as prompts, in place: their first token t becomes -1 - t."""
@@ -10,5 +12,9 @@ def mark_prompts(tokens: Tensor, rows: Tensor | slice = slice(None)) -> None:
 
 
 def read_marks(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Return tokens (n, L) without marks and, bool (n, 1), True for prompts."""
-    return torch.where(tokens < 0, ~tokens, tokens), tokens[:, :1] < 0
+    """Return tokens (n, L) without marks, with their host copy, and, bool (n, 1), True for prompts."""
+    plain = torch.where(tokens < 0, ~tokens, tokens)
+    known = getattr(tokens, HOST, None)
+    if known is not None:
+        setattr(plain, HOST, torch.where(known < 0, ~known, known))
+    return plain, tokens[:, :1] < 0
