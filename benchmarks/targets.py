@@ -101,21 +101,21 @@ def option_arms() -> list[Arm]:
         (separate, "separate", "caption_labels: positive", "data.caption_labels=positive"),
     )
     arms = [Arm(block, name, corpus, "test", changes=(change,)) for block, corpus, name, change in options]
-    for block, corpus in ((together, "together"), (separate, "separate")):
-        block = f"{block}, Transformer"
-        arms.append(Arm(block, "default", corpus, "test", changes=(TRANSFORMER,)))
-        arms.append(Arm(block, "prefix: kind", corpus, "test", changes=(TRANSFORMER, "model.text.prefix=kind")))
+    block = f"{separate}, Transformer"
+    arms.append(Arm(block, "default", "separate", "test", changes=(TRANSFORMER,)))
+    arms.append(Arm(block, "prefix: kind", "separate", "test", changes=(TRANSFORMER, "model.text.prefix=kind")))
     return arms
 
 
 def tail_arms() -> list[Arm]:
     """Return powers of class shares, without and with the prompts of all classes beside each batch."""
-    arms: list[Arm] = []
-    for block, columns in (("batch alone", ()), ("class columns", ("loss.class_columns={}",))):
-        for power in (0, -1, 1):
-            changes = (*columns, f"loss.logit_adjustment={power}")
-            arms.append(Arm(block, f"logit_adjustment {power}", "tail", "tree-test", changes=changes))
-    return arms
+    columns = ("loss.class_columns={}",)
+    cases = (("batch alone", (), (0, -1, 1)), ("class columns", columns, (0, 1)))
+    return [
+        Arm(block, f"logit_adjustment {power}", "tail", "tree-test", changes=(*more, f"loss.logit_adjustment={power}"))
+        for block, more, powers in cases
+        for power in powers
+    ]
 
 
 EXPERIMENTS = {
