@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--debian", type=Path, default=Path("/"), help="the folder in which the packages are unpacked")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of own_text; first the base")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
