@@ -1,4 +1,4 @@
-"""Sources for `targets.py`: the shapes with some annotations left out, as label sets, as repeated rows, as a tree.
+"""Sources for `targets.py`: shapes as label sets with annotations left out, as repeated rows, as a tree, with a tail.
 
 Names of a local plugin: `unicl --plugin benchmarks/shape_rows.py prepare --labels 'shape-sets?known=0.5' …`.
 """
@@ -12,6 +12,8 @@ from unicl_cli.data.sources.shapes import ATTRIBUTES, ORDER, PAIRS, SHAPES, Shap
 
 SEEN = 18
 """The classes of `shapes` that label rows show in training."""
+RAREST = 6
+"""The last classes of them, which `shape-tail` has fewest rows of."""
 
 
 class ShapeSets(Shapes):
@@ -78,6 +80,18 @@ class ShapeTree(Shapes):
         return row._replace(label=SEEN + ORDER[row.label][1], known=known)
 
 
+class ShapeTail(ShapeTree):
+    """The 18 coloured shapes of label rows, of which the first stands ``ratio`` times as often as the last."""
+
+    def __init__(self, counts: dict[str, int], ratio: float) -> None:
+        super().__init__(counts, 0, "leaves")
+        self.ratio = ratio
+
+    def _raise(self, row: Row) -> Row | None:
+        chance = self.ratio ** (-row.label / (SEEN - 1))
+        return row if random.Random(row.key).random() < chance else None
+
+
 def shape_sets(
     *, kind: str, count: int = 3000, test: int = 960, known: float = 1.0, form: Literal["sets", "repeat"] = "sets"
 ) -> ShapeSets:
@@ -94,4 +108,10 @@ def shape_tree(
     return ShapeTree({"train": count, "test": test}, inner, form)
 
 
-PARTS = {"datasets": {"shape-sets": shape_sets, "shape-tree": shape_tree}}
+def shape_tail(*, kind: str, count: int = 9000, test: int = 960, ratio: float = 100) -> ShapeTail:
+    """Coloured shapes whose number falls from class to class."""
+    del kind
+    return ShapeTail({"train": count, "test": test}, ratio)
+
+
+PARTS = {"datasets": {"shape-sets": shape_sets, "shape-tree": shape_tree, "shape-tail": shape_tail}}

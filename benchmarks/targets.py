@@ -1,6 +1,6 @@
-"""The experiments on targets beyond one key: own texts, label sets, taxonomies.
+"""The experiments on targets beyond one key: own texts, label sets, taxonomies, and options that are off by default.
 
-    python benchmarks/targets.py --out DIR --seeds 5 [own-text] [sets] [taxonomy]
+    python benchmarks/targets.py --out DIR --seeds 5 [own-text] [sets] [taxonomy] [options] [long-tail]
 
 Every arm of an experiment trains for as many steps and is measured on the same test images. Differences from the first
 arm of its block are paired by seed, with 95 % intervals (Student's t). Runs that exist are kept. `docs/targets.md` has
@@ -11,12 +11,16 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple
 
 import experiment
 from experiment import cell
 from rich.console import Console
 from rich.table import Table
+from shape_rows import RAREST, SEEN
+
+from unicl_cli.data.sources.shapes import PAIRS
 
 SOURCES = str(Path(__file__).with_name("shape_rows.py"))
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -32,8 +36,10 @@ CORPORA: dict[str, tuple[str, ...]] = {
     "sets-test": ("--labels", "shape-sets?count=1"),
     **{f"tree-{form}": ("--labels", f"shape-tree?form={form}&test=1") for form in ("tree", "flat", "leaves")},
     "tree-test": ("--labels", "shape-tree?form=leaves&inner=0&count=1"),
+    "tail": ("--labels", "shape-tail?test=1"),
 }
-"""Corpus -> the sources that it is made of; 3,000 training images each."""
+"""Corpus -> the sources that it is made of; 3,000 training images each, the long tail fewer."""
+TRANSFORMER = "model.text={name: transformer, width: 64, layers: 2, heads: 4}"
 
 
 class Arm(NamedTuple):
@@ -80,11 +86,51 @@ def taxonomy_arms() -> list[Arm]:
     ]
 
 
-EXPERIMENTS = {"own-text": own_text_arms, "sets": set_arms, "taxonomy": taxonomy_arms}
+def option_arms() -> list[Arm]:
+    """Return the options of texts and classes, each against the default; the first arms have runs of ``own-text``."""
+    together, separate = "label and caption", "labels and captions apart"
+    options = (
+        (together, "together", "default", "loss.own_text=0.5"),
+        (together, "together", "two texts", "data.text_for_labelled=both"),
+        (together, "together", "heads: kind", "model.heads=kind"),
+        (together, "together", "class columns", "loss.class_columns={}"),
+        (separate, "separate", "default", "loss.own_text=0.0"),
+        (separate, "separate", "heads: kind", "model.heads=kind"),
+        (separate, "separate", "class columns", "loss.class_columns={}"),
+        (separate, "separate", "caption_labels: hide", "data.caption_labels=hide"),
+        (separate, "separate", "caption_labels: positive", "data.caption_labels=positive"),
+    )
+    arms = [Arm(block, name, corpus, "test", changes=(change,)) for block, corpus, name, change in options]
+    block = f"{separate}, Transformer"
+    arms.append(Arm(block, "default", "separate", "test", changes=(TRANSFORMER,)))
+    arms.append(Arm(block, "prefix: kind", "separate", "test", changes=(TRANSFORMER, "model.text.prefix=kind")))
+    return arms
+
+
+def tail_arms() -> list[Arm]:
+    """Return powers of class shares, without and with the prompts of all classes beside each batch."""
+    columns = ("loss.class_columns={}",)
+    cases = (("batch alone", (), (0, -1, 1)), ("class columns", columns, (0, 1)))
+    return [
+        Arm(block, f"logit_adjustment {power}", "tail", "tree-test", changes=(*more, f"loss.logit_adjustment={power}"))
+        for block, more, powers in cases
+        for power in powers
+    ]
+
+
+EXPERIMENTS = {
+    "own-text": own_text_arms,
+    "sets": set_arms,
+    "taxonomy": taxonomy_arms,
+    "options": option_arms,
+    "long-tail": tail_arms,
+}
 FIGURES = {
     "own-text": {"top1": "top-1", "r1": "text to image R@1", "r10": "R@10"},
     "sets": {"map": "mAP"},
     "taxonomy": {"top1": "top-1 of 18"},
+    "options": {"top1": "top-1", "r1": "text to image R@1", "r10": "R@10"},
+    "long-tail": {"top1": "top-1 of 18", "rare": f"of the rarest {RAREST}"},
 }
 
 
@@ -113,6 +159,9 @@ def figures_of(found: Mapping[str, Any]) -> dict[str, float]:
     """Return the figures of an evaluation that a table shows."""
     recall = found.get("retrieval", {}).get("text_to_image", {})
     figures = {"top1": found.get("top1"), "map": found.get("map"), "r1": recall.get("r1"), "r10": recall.get("r10")}
+    recalls = {entry["class"]: entry["recall"] for entry in found.get("per_class", ())}
+    if len(recalls) == SEEN and None not in recalls.values():
+        figures["rare"] = mean(recalls[item.names[0]] for item in PAIRS[SEEN - RAREST : SEEN])
     return {name: value for name, value in figures.items() if value is not None}
 
 

@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 from unicl_cli.contracts import NO_LABEL, Batch, LogitScale, Model
 from unicl_cli.core.loop import Step
+from unicl_cli.core.prompt_marks import mark_prompts
+from unicl_cli.core.towers import change_traits
 from unicl_cli.encoders.cbow import Cbow
 from unicl_cli.encoders.cnn import Cnn
 from unicl_cli.encoders.linear import LabelEmbedding
@@ -28,12 +30,12 @@ def text_tower(**changes):
     )
 
 
-def model(*, text="transformer", embed_dim=12, normalize=True, chunks=1, scale=None, image=None):
+def model(*, text="transformer", embed_dim=12, normalize=True, chunks=1, scale=None, image=None, heads=False):
     torch.manual_seed(0)
     towers = {"transformer": text_tower, "cbow": lambda: Cbow(20, 0, 16), "none": lambda: None}
     return TwoTower(
         image or Cnn(8, 2), towers[text](), embed_dim=embed_dim, normalize=normalize,
-        logit_scale=scale or LogitScale(), chunks=chunks,
+        logit_scale=scale or LogitScale(), chunks=chunks, heads=heads,
     )  # fmt: skip
 
 
@@ -274,3 +276,46 @@ class Pooled(nn.Module):
 
     def forward(self, x):
         return self.read(x.mean((2, 3)))
+
+
+def test_heads_compare_each_text_with_the_projection_for_its_kind():
+    """Value and gradients equal those of two image embeddings, with and without recomputed chunks."""
+    for normalize, chunks in ((True, 1), (True, 3), (False, 1)):
+        m = model(text="cbow", normalize=normalize, chunks=chunks, heads=True).double().train()
+        ids, prompts = tokens(), torch.tensor([True, False, True, False])
+        marked = ids.clone()
+        mark_prompts(marked, prompts)
+        u, v = m.encode_image(random_images()), m.encode_text(marked)
+        assert m.embed_dim == u.embed.shape[1] == v.embed.shape[1] == 24
+        pooled = m.image.trunk(m.pixels(random_images()))
+        halves = [pooled @ part.T for part in m.image.proj.weight.split(12)]
+        words = m.text.proj(m.text.trunk(ids))
+        if normalize:
+            halves, words = [F.normalize(x, dim=1) * 0.5**0.5 for x in halves], F.normalize(words, dim=1)
+            assert torch.allclose(u.embed.norm(dim=1), torch.ones(7).double())
+        exact = torch.where(prompts, halves[0] @ words.T, halves[1] @ words.T)
+        weights = torch.rand(7, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        found = [(x * weights).sum() for x in (exact, u.embed @ v.embed.T)]
+        used = [p for name, p in m.named_parameters() if name != "logit_scale"]
+        first, second = (torch.autograd.grad(x, used) for x in found)
+        assert abs(found[0] - found[1]) < 1e-12
+        assert max((a - b).abs().max() for a, b in zip(first, second, strict=True)) < 1e-12
+
+
+def test_heads_serve_frozen_texts_and_tokens_and_need_a_projection():
+    m = model(text="transformer", heads=True).eval()
+    marked = tokens()
+    mark_prompts(marked)
+    assert torch.equal(m.text_tokens(marked), m.text_tokens(tokens()))
+    for p in m.text.trunk.parameters():
+        p.requires_grad_(False)
+    plain = m.train().encode_text(marked).embed
+    m.text.trunk.eval()
+    assert m.remember_texts()
+    assert torch.allclose(m.encode_text(marked).embed, plain, atol=1e-6)
+    with pytest.raises(UniclError, match=r"model.heads: the model has no text tower"):
+        model(text="none", heads=True)
+    joint = Cnn(8, 2)
+    change_traits(joint, joint=True)
+    with pytest.raises(UniclError, match="bring the projection of images"):
+        model(heads=True, image=joint)

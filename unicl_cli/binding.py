@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CONTEXT = (
     *("encoder", "chunks", "num_classes", "classes", "label_sets", "shows_captions", "hides_named", "embed_dim"),
     *("image_width", "token_width", "image_size", "vocab_size", "context_length", "start_id", "eot_id", "pad_id"),
-    *("kind", "stored", "class_prompts", "moves_pixels"),
+    *("kind", "stored", "class_prompts", "class_counts", "moves_pixels"),
     *("keep_answers", "keep_ranks", "keep_precisions", "thresholds"),
 )
 """Parameters that the builder fills in: one of these names without a default is not an option of its factory."""

@@ -22,6 +22,7 @@ CnnWidth = Annotated[Count, Field(ge=8, le=8192, multiple_of=8)]
 CnnStages = Annotated[Count, Field(le=8)]
 """Each doubles the width."""
 Tile = Count | Literal["auto"]
+Power = Annotated[float, Field(ge=-10, le=10)]
 NO_ARGS: Mapping[str, int | float | bool | str] = MappingProxyType({})
 NO_WEIGHTS: Mapping[str, float] = MappingProxyType({})
 Terms = Sequence[Literal["image", "text"]]
@@ -40,12 +41,18 @@ def two_tower(
     embed_dim: Width = 512,
     normalize: bool = True,
     logit_scale: LogitScale = LogitScale(),  # noqa: B008 - frozen
+    heads: Literal["kind"] | None = None,
 ) -> nn.Module:
-    """An image and a text tower with projections into one space (CLIP; UniCL, CVPR 2022)."""
+    """An image and a text tower with projections into one space (CLIP; UniCL, CVPR 2022).
+
+    ``heads: kind`` gives images two projections: prompts are compared with one and captions with the other (BioCAP).
+    """
     from unicl_cli.model import TwoTower
 
-    towers = encoder(image), None if text is None else encoder(text)
-    return TwoTower(*towers, embed_dim=embed_dim, normalize=normalize, logit_scale=logit_scale, chunks=chunks)
+    towers, two = (encoder(image), None if text is None else encoder(text)), heads is not None
+    return TwoTower(
+        *towers, embed_dim=embed_dim, normalize=normalize, logit_scale=logit_scale, chunks=chunks, heads=two
+    )
 
 
 def timm(
@@ -170,18 +177,21 @@ def unicl(  # noqa: PLR0913 - its options are keys of the recipe
     shows_captions: bool,
     hides_named: bool,
     class_prompts: Callable[[str], Tensor],
+    class_counts: Callable[[], Sequence[int]] | None,
     terms: Terms = ("image", "text"),
     tile: Tile = "auto",
     fold: bool = True,
     own_text: Share = 0.5,
     weights: Mapping[str, Weight] = NO_WEIGHTS,
     class_columns: ClassColumns | None = None,
+    logit_adjustment: Power = 0.0,
 ) -> nn.Module:
     """UniCL: all pairs with equal labels are positives (CVPR 2022, eq. 2, 3).
 
     ``own_text`` is the share of a caption's target that lies on equal captions, for rows with a label; 0 is the paper's
     target. ``weights`` are those of groups of classes, 1 unless given. ``class_columns`` puts the prompts of all
     classes beside the texts of a batch: `{}` for the template "a photo of a {}.", or `{template: …}`.
+    ``logit_adjustment`` adds so many times the log of a class's share of the labels to the logits of its prompts.
     """
     from unicl_cli.losses.unicl import UniCL
 
@@ -196,6 +206,8 @@ def unicl(  # noqa: PLR0913 - its options are keys of the recipe
     )
     if class_columns is not None:
         loss.add_class_columns(class_prompts(class_columns.template))
+    if logit_adjustment and class_counts is not None:
+        loss.adjust_logits(class_counts(), logit_adjustment)
     return loss
 
 

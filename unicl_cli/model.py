@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from unicl_cli.contracts import Features, LogitScale
 from unicl_cli.core.host_copy import split_rows
 from unicl_cli.core.image_cache import EncodedImages
+from unicl_cli.core.prompt_marks import read_marks
 from unicl_cli.core.text_cache import TextCache, build_text_cache
 from unicl_cli.core.towers import traits_of
 from unicl_cli.errors import UniclError
@@ -76,10 +77,25 @@ def add_projection(tower: nn.Module, embed_dim: int) -> nn.Module:
     return tower if traits_of(tower).projects else Projected(tower, embed_dim)
 
 
+def check_heads(image: nn.Module, text: nn.Module | None) -> None:
+    """Raise UniclError unless an image has a projection for each kind of text."""
+    if text is None:
+        raise UniclError("model.heads: the model has no text tower", "set model.text, or remove model.heads")
+    if traits_of(image).projects or traits_of(image).joint or traits_of(text).biased:
+        raise UniclError(
+            "model.heads: the towers bring the projection of images, or a bias for each class",
+            "remove model.heads, or choose other towers",
+        )
+
+
 class TwoTower(nn.Module):
     """Image and text towers into one space of ``embed_dim`` (CLIP 2021, Fig. 3; UniCL, CVPR 2022, section 3.1).
 
     Pixels are normalised with the image tower's own ``mean`` and ``std``; ``text`` None leaves images only.
+
+    With ``heads`` images have two projections of ``embed_dim``, for prompts and for captions. An image vector is both,
+    one behind the other; a text vector is 0 in the half of the other kind (`core.prompt_marks`). So their product is
+    that of the projection for this text, times 0.5 ** 0.5 where vectors have unit length.
     """
 
     def __init__(
@@ -91,13 +107,17 @@ class TwoTower(nn.Module):
         normalize: bool,
         logit_scale: LogitScale,
         chunks: int = 1,
+        heads: bool = False,
     ) -> None:
         super().__init__()
-        self.image = add_projection(image, embed_dim)
+        self.heads = heads
+        if heads:
+            check_heads(image, text)
+        self.image = add_projection(image, embed_dim * (1 + heads))
         self.text = None if text is None else add_projection(text, embed_dim)
         # the last entry of a text vector is its bias, and that of an image vector is 1
         self.biased = text is not None and traits_of(text).biased
-        self.embed_dim = embed_dim + self.biased
+        self.embed_dim = embed_dim * (1 + heads) + self.biased
         self.image_width = cast("Tower", image).width
         self.token_width = int(getattr(image, "token_width", self.image_width))
         self.text_width = 0 if text is None else cast("Tower", text).width
@@ -133,9 +153,16 @@ class TwoTower(nn.Module):
 
     def encode_text(self, tokens: Tensor) -> Features:
         """Encode int64 (U, L) to pooled (U, width) and embed (U, embed_dim)."""
+        if not self.heads:
+            return Features(*self._encode_text(tokens))
+        tokens, is_prompt = read_marks(tokens)
+        pooled, embed = self._encode_text(tokens)
+        return Features(pooled, torch.cat([embed * is_prompt, embed * ~is_prompt], 1))
+
+    def _encode_text(self, tokens: Tensor) -> tuple[Tensor, ...]:
         if self.bank is None or not self.training:
-            return Features(*chunked(self._text, tokens, self.chunks))
-        return Features(*self._finish_text(*project(cast("nn.Module", self.text), self.bank(tokens), self.text_width)))
+            return chunked(self._text, tokens, self.chunks)
+        return self._finish_text(*project(cast("nn.Module", self.text), self.bank(tokens), self.text_width))
 
     def encode_frozen(self, images: Tensor) -> Tensor | None:
         """Encode uint8 (b, 3, H, W) as far as the frozen image tower goes, (b, D); None if it learns.
@@ -157,7 +184,9 @@ class TwoTower(nn.Module):
     def _finish_image(self, pooled: Tensor, joint: Tensor) -> tuple[Tensor, Tensor]:
         """Convert an image tower's output to pooled and embed."""
         pooled, joint = at_least_float32(pooled), at_least_float32(joint)
-        if self.normalize:
+        if self.normalize and self.heads:
+            joint = F.normalize(joint.unflatten(1, (2, -1)), dim=-1).flatten(1) * 0.5**0.5
+        elif self.normalize:
             joint = F.normalize(joint, dim=-1)
         return pooled, torch.cat([joint, torch.ones_like(joint[:, :1])], 1) if self.biased else joint
 
@@ -203,7 +232,8 @@ class TwoTower(nn.Module):
         """Encode int64 (U, L) to (U, L, width) with a tower that has ``tokens``."""
         if self.text is None:
             raise UniclError(NO_TOWER, "set model.text, or use a loss on images alone: ce, supcon")
-        return at_least_float32(cast("Any", self.text).trunk.tokens(tokens))
+        plain = read_marks(tokens)[0] if self.heads else tokens
+        return at_least_float32(cast("Any", self.text).trunk.tokens(plain))
 
     def scale(self, name: str = "text") -> Tensor:
         """Return exp(logit_scale), the factor on cosines, as a () tensor; the same for every ``name``."""

@@ -94,6 +94,7 @@ class Step(nn.Module):
 
 def with_class_columns(loss: UniCL) -> UniCL:
     loss.add_class_columns(torch.arange(CLASSES * 2).view(CLASSES, 2))
+    loss.adjust_logits([5, 1, 70, *range(3, CLASSES)], 0.8)
     return loss
 
 
@@ -104,7 +105,7 @@ LOSSES: dict[str, Callable[[], nn.Module]] = {
     "unicl image": lambda: UniCL(["image"], tile=3),
     "unicl text": lambda: UniCL(["text"]),
     "unicl own text": lambda: UniCL(own_text=0.3, tile=5),
-    "unicl class columns": lambda: with_class_columns(UniCL(own_text=0.3, tile=5)),
+    "unicl adjusted class columns": lambda: with_class_columns(UniCL(own_text=0.3, tile=5)),
     "unicl two texts": lambda: UniCL(own_text=0.3, tile=5),
     "unicl hides captions": lambda: UniCL(hides_named=True, tile=5),
     "clip": lambda: Clip(tile=5),

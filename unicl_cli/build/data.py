@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from unicl_cli.core.sampler import Order
 from unicl_cli.data.corpus import Corpus, open_corpus
 from unicl_cli.data.device_augment import DeviceAugment
 from unicl_cli.data.mix import (
+    CAPTIONS,
     LABELS,
     ClassPlace,
     MixedCorpora,
@@ -60,6 +61,17 @@ class TrainingData(NamedTuple):
     label_sets: LabelSets | None
     shows_captions: bool
     encoded: Tensor | None = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Everything that `build_step` is told of the data by name."""
+
+        def count_classes() -> list[int]:
+            counts = [strand.count_classes(len(self.classes)) for strand in self.mix.strands]
+            return np.sum(counts, 0).tolist()
+
+        facts = {"label_sets": self.label_sets, "shows_captions": self.shows_captions}
+        return {**facts, "class_counts": count_classes}
 
 
 def merged_classes(corpora: Sequence[Corpus]) -> tuple[tuple[ClassName, ...], list[NDArray[np.int64]]]:
@@ -145,6 +157,34 @@ def check_sets(recipe: Recipe, label_sets: LabelSets | None, *, stored: bool) ->
             )
 
 
+def check_adjustment(recipe: Recipe) -> None:
+    """Raise UniclError if both the loss and the order of rows make up for rare classes."""
+    for key, off in (("balance", "0"), ("rows_per_class", "null")):
+        if recipe.loss.options.get("logit_adjustment") and getattr(recipe.data, key):
+            raise UniclError(
+                f"loss.logit_adjustment: data.{key} makes up for rare classes, too",
+                f"set data.{key}={off}, or loss.logit_adjustment=0",
+            )
+
+
+def check_heads(recipe: Recipe, strands: Sequence[Strand], *, captions: bool) -> None:
+    """Raise UniclError if images have a projection for a kind of text that no row shows: it would learn nothing.
+
+    ``captions``: rows with a label may show captions.
+    """
+    if recipe.model.part.options.get("heads") is None:
+        return
+    only_captions = recipe.data.text_for_labelled == "caption"
+    prompts = any(s.kind == LABELS and not (only_captions and s.all_captioned()) for s in strands)
+    captions = captions or any(s.kind == CAPTIONS for s in strands)
+    if not (prompts and captions):
+        kind = "captions" if prompts else "prompts of classes"
+        raise UniclError(
+            f"model.heads: images have a projection for {kind}, and no row of data.train shows any",
+            "remove model.heads, or train on rows with labels and rows with captions",
+        )
+
+
 def templates_of(corpus: Corpus, *specs: str | Sequence[str] | None) -> tuple[str, ...]:
     """Return the first template list that is given, else the corpus's own."""
     return load_templates(next((spec for spec in specs if spec is not None), corpus.templates))
@@ -194,6 +234,7 @@ def build_data(recipe: Recipe) -> TrainingData:
         ancestors=recipe.data.ancestors,
         named=MOST_NAMED if recipe.data.caption_labels == "positive" else 0,
     )
+    check_adjustment(recipe)
     check_sets(recipe, label_sets, stored=any(corpus.manifest.has_sets for corpus in corpora))
     strands: list[Strand] = []
     for number, (item, corpus, place) in enumerate(zip(recipe.data.train, corpora, places, strict=True)):
@@ -221,6 +262,7 @@ def build_data(recipe: Recipe) -> TrainingData:
     checksums = {item.corpus: corpus.checksum for item, corpus in zip(recipe.data.train, corpora, strict=True)}
     mix, augment = MixedCorpora(strands, texts), device_augment_of(recipe)
     captions = shows_captions(recipe, strands)
+    check_heads(recipe, strands, captions=captions)
     return TrainingData(mix, order, classes, templates, checksums, augment, label_sets, captions)
 
 

@@ -1,6 +1,6 @@
 """Model and loss of a recipe: its towers, their labels, and their files in the run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ from unicl_cli.contracts import ClassName, LabelSets, Model, Part
 from unicl_cli.core.loop import Step
 from unicl_cli.core.machine import free_memory
 from unicl_cli.core.memory import limit_modules
+from unicl_cli.core.prompt_marks import mark_prompts
 from unicl_cli.core.prompts import fill_template, load_templates
 from unicl_cli.core.recompute import recompute_blocks
 from unicl_cli.core.switches import apply_switches
@@ -42,12 +43,13 @@ def build_step(
     label_sets: LabelSets | None = None,
     *,
     shows_captions: bool = False,
+    class_counts: Callable[[], Sequence[int]] | None = None,
 ) -> tuple[Step, Tokenizer | None]:
     """Build model and loss with the recipe's seed; return them with the tokenizer of the text tower.
 
     The tokenizer is the tower's own unless it has none or the recipe names one; it is None without a text tower.
     ``trained`` is the run whose weights will replace these: towers take their files from it and load no weights.
-    ``label_sets`` and ``shows_captions`` are those of the data.
+    ``label_sets``, ``shows_captions`` and ``class_counts`` are those of the data (`TrainingData.facts`).
     """
     values = context_of(recipe, tokenizer, classes, chunks)
     torch.manual_seed(recipe.seed)
@@ -68,8 +70,11 @@ def build_step(
         chosen = own or tokenizer()
         begin_prompts(model, chosen)
         tokens = chosen(texts)
-        first = getattr(chosen, "prompt_token", None)
-        return tokens if first is None else torch.cat([torch.full_like(tokens[:, :1], first), tokens[:, 1:]], 1)
+        if (first := getattr(chosen, "prompt_token", None)) is not None:
+            tokens[:, 0] = first
+        if getattr(chosen, "marks_prompts", False):
+            mark_prompts(tokens)
+        return tokens
 
     def choose_tokenizer() -> Tokenizer:
         return own or tokenizer()
@@ -80,6 +85,7 @@ def build_step(
         "label_sets": lambda: label_sets,
         "shows_captions": lambda: shows_captions,
         "class_prompts": lambda: tokenize_classes,
+        "class_counts": lambda: class_counts,
         "vocab_size": lambda: choose_tokenizer().vocab_size,
         "context_length": lambda: choose_tokenizer().context_length,
         "pad_id": lambda: getattr(choose_tokenizer(), "pad_id", 0),
@@ -87,16 +93,26 @@ def build_step(
         "eot_id": lambda: find_ends(choose_tokenizer())[1],
     }
     loss = cast("nn.Module", binding.make("losses", recipe.loss, context))
-    if recipe.data.text_for_labelled == BOTH and not getattr(loss, "two_texts", False):
-        raise UniclError(
-            f"data.text_for_labelled=both: the loss '{recipe.loss.name}' takes one text a row",
-            "set it to prompt, caption or mixed, or use the loss unicl",
-        )
+    check_texts(recipe, model, loss)
     if getattr(model, "text", model) is None and not reads_tokens(recipe):
         return Step(model, loss), None
     found = own or tokenizer()
     begin_prompts(model, found)
     return Step(model, loss), found
+
+
+def check_texts(recipe: Recipe, model: nn.Module, loss: nn.Module) -> None:
+    """Raise UniclError for options of texts that the loss cannot serve."""
+    if recipe.data.text_for_labelled == BOTH and not getattr(loss, "two_texts", False):
+        raise UniclError(
+            f"data.text_for_labelled=both: the loss '{recipe.loss.name}' takes one text a row",
+            "set it to prompt, caption or mixed, or use the loss unicl",
+        )
+    if getattr(model, "heads", False) and reads_tokens(recipe):
+        raise UniclError(
+            f"model.heads: the loss '{recipe.loss.name}' reads the tokens of texts itself",
+            "remove model.heads, or use a loss that does not: unicl, clip",
+        )
 
 
 def reads_tokens(recipe: Recipe) -> bool:
@@ -117,10 +133,20 @@ def find_ends(tokenizer: Tokenizer) -> tuple[int, int]:
 
 
 def begin_prompts(model: nn.Module, tokenizer: Tokenizer) -> None:
-    """Let the tokenizer, which may have served another model, begin prompts as the text tower learns it."""
+    """Let the tokenizer, which may have served another model, begin and mark prompts as the model learns it.
+
+    UniclError for a model with ``heads`` and a tokenizer from elsewhere.
+    """
     token = next((traits.prompt_token for traits in traits_in(model) if traits.prompt_token is not None), None)
+    heads = bool(getattr(model, "heads", False))
     if isinstance(tokenizer, TextTokenizer):
         tokenizer.begin_prompts(token)
+        tokenizer.marks_prompts = heads
+    elif heads:
+        raise UniclError(
+            "model.heads: the text tower's own tokenizer does not mark prompts",
+            "set model.tokenizer to corpus, clip or a file, or remove model.heads",
+        )
 
 
 def build_towers(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from unicl_cli.contracts import NO_LABEL, NO_TEXT, Batch, Drawn
 from unicl_cli.core.batch_columns import HASH_KEYS, PROMPT, PROMPTED, ROW_KEYS
+from unicl_cli.core.prompt_marks import mark_prompts
 from unicl_cli.data.tokenizers import TextTokenizer
 
 Hook = Callable[[Sequence[Drawn], Tensor, Tensor], Mapping[str, Tensor]]
@@ -73,7 +74,6 @@ def collate(
     losses hide from different rows, are not equal. Without ``distinct``, each row's text is encoded by itself, for a
     text tower whose dropout gives each row another vector. ``two_texts``: rows may have a second one.
     """
-    first_of_prompts = getattr(tokenizer, "prompt_token", None)
     rows: dict[Place, int] = {}
 
     def place(text: str | None, number: int, shown: int) -> int:
@@ -88,8 +88,11 @@ def collate(
     # never empty, since every rank runs the text tower in every step
     texts = list(rows) or [("", 0, NO_LABEL)]
     tokens = torch.zeros(1, 1, dtype=torch.int64) if tokenizer is None else tokenizer([text for text, _, _ in texts])
-    if first_of_prompts is not None:
-        tokens[torch.tensor([shown != NO_LABEL for _, _, shown in texts]), 0] = first_of_prompts
+    is_prompt = torch.tensor([shown != NO_LABEL for _, _, shown in texts])
+    if (first := getattr(tokenizer, "prompt_token", None)) is not None:
+        tokens[is_prompt, 0] = first
+    if getattr(tokenizer, "marks_prompts", False):
+        mark_prompts(tokens, is_prompt)
     text_index = torch.tensor(index)
     return Batch(
         images=images,

@@ -76,12 +76,25 @@ class Strand(NamedTuple):
         """Return the groups of the mix that a row is annotated for, as bits."""
         return sum(bit for number, bit in enumerate(self.groups) if sample.known >> number & 1)
 
-    def met_classes(self) -> set[int]:
-        """Return the classes of the mix that a row has."""
+    def labelled_rows(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the row of each label, and the label, a class of the corpus."""
         sets = self.table.label_sets()
         row = np.repeat(np.arange(len(self.table)), np.diff(sets.ends))
-        values = sets.values if self.rows is None else sets.values[np.isin(row, self.rows)]
-        return set(self.labels[np.unique(values)].tolist()) if len(values) else set()
+        taken = slice(None) if self.rows is None else np.isin(row, self.rows)
+        return row[taken], sets.values[taken]
+
+    def met_classes(self) -> set[int]:
+        """Return the classes of the mix that a row has."""
+        return {int(self.labels[label]) for label in np.unique(self.labelled_rows()[1])}
+
+    def count_classes(self, classes: int) -> NDArray[np.int64]:
+        """Count the rows with each class of the mix, int64 (classes,): as a label, or above one in a taxonomy."""
+        row, label = self.labelled_rows()
+        if self.above:  # once a row, however many of its labels are below the class
+            depth = np.array([len(upper) for upper in self.above])[label]
+            upper = np.array([up for one in label.tolist() for up in self.above[one]], np.int64)
+            label = np.unique(np.stack([np.repeat(row, depth), upper], 1), axis=0)[:, 1]
+        return np.bincount(self.labels[label] if len(label) else label, minlength=classes)
 
     def all_labelled(self) -> bool:
         """Return True if each row has a label."""
@@ -95,6 +108,11 @@ class Strand(NamedTuple):
     def has_texts(self) -> bool:
         """Return whether a row has texts of its own."""
         return self.table.has_texts(self.rows)
+
+    def all_captioned(self) -> bool:
+        """Return True if each row has texts of its own."""
+        counts = np.concatenate([np.diff(np.from_dlpack(c.offsets)) for c in self.table.column("texts").chunks])
+        return bool((counts if self.rows is None else counts[self.rows]).all())
 
     def row_labels(self) -> NDArray[np.int64]:
         """Return the class of the mix of each row, int64 (size,); NO_LABEL for a row with none or several."""

@@ -68,6 +68,7 @@ class TextTokenizer:
         table = isinstance(library.model, models.WordLevel) and library.pre_tokenizer is None
         self.known = frozenset(vocabulary) if table else None
         self.prompt_token: int | None = None
+        self.marks_prompts = False
         self._seen: dict[str, Ids] = {}
         library.no_padding()
         library.enable_truncation(context_length)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unicl_cli.core.prompt_marks import mark_prompts
 from unicl_cli.core.prompts import fill_template
 from unicl_cli.tower_contracts import Tokenizer
 
@@ -76,6 +77,8 @@ def zeroshot_classifier(
         part = texts[start : start + batch]
         tokens = tokenizer(part)
         cut += count_cut(part, tokens, tokenizer)
+        if getattr(tokenizer, "marks_prompts", False):
+            mark_prompts(tokens)
         embed = encode_text(tokens).float().cpu()  # on the CPU index_add_ has one order
         embed = F.normalize(embed, dim=1) if unit else embed
         sums = sums if start else embed.new_zeros(len(prompts), embed.shape[1])

@@ -5,8 +5,9 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from unicl_cli.contracts import NO_KEY, NO_LABEL, Batch, Drawn, LabelSets, Model
+from unicl_cli.contracts import NO_KEY, NO_LABEL, NO_TEXT, Batch, Drawn, LabelSets, Model
 from unicl_cli.core.batch_columns import HASH_KEYS, KNOWN, NAMED, OWN_TEXT, ROW_KEYS, SHOWN
 from unicl_cli.core.image_cache import reads_no_images
 from unicl_cli.core.label_sets import named_column, set_columns
@@ -85,6 +86,7 @@ class UniCL(nn.Module):
     score, activation = "text", "softmax"
     two_texts = True
     class_tokens: Tensor | None
+    priors: Tensor | None
 
     def __init__(
         self,
@@ -110,6 +112,7 @@ class UniCL(nn.Module):
         self.terms, self.tile, self.fold, self.own_text = tuple(terms), tile, fold, own_text
         self.sets, self.label_sets, self.hides_named = SetTarget(label_sets, weights), label_sets, hides_named
         self.register_buffer("class_tokens", None, persistent=False)
+        self.register_buffer("priors", None, persistent=False)
         if own_text or label_sets is not None or hides_named:
             self._read_rows()
 
@@ -121,13 +124,28 @@ class UniCL(nn.Module):
         """
         if not len(tokens):
             raise UniclError("loss.class_columns: the mix has no classes", "remove it, or add a corpus with labels")
-        if "image" not in self.terms:
-            raise UniclError(
-                "loss.class_columns: has no effect without the term image, which loss.terms lacks",
-                "add image to loss.terms, or remove loss.class_columns",
-            )
+        self._check_image_term("class_columns")
         self.register_buffer("class_tokens", tokens, persistent=False)
         self._read_rows()
+
+    def adjust_logits(self, counts: Sequence[int], power: float) -> None:
+        """Add ``power`` times the log of a class's share of all labels to the logits of its prompts, for images alone.
+
+        ``counts``: the training rows with each class. Evaluation adds nothing. Menon et al. (ICLR 2021), eq. 10.
+        """
+        if not sum(counts):
+            raise UniclError("loss.logit_adjustment: no row of data.train has a label", "remove it, or add such rows")
+        self._check_image_term("logit_adjustment")
+        numbers = torch.tensor(counts).double().clamp(min=1)  # a class column may have no row
+        self.register_buffer("priors", (power * (numbers / numbers.sum()).log()).float(), persistent=False)
+        self._read_rows()
+
+    def _check_image_term(self, option: str) -> None:
+        if "image" not in self.terms:
+            raise UniclError(
+                f"loss.{option}: has no effect without the term image, which loss.terms lacks",
+                f"add image to loss.terms, or remove loss.{option}",
+            )
 
     def _read_rows(self) -> None:
         """Ask the loader for the columns of targets."""
@@ -143,6 +161,8 @@ class UniCL(nn.Module):
         target = self.target_of(batch, scale.dtype)
         if target is not None and self.class_tokens is not None:
             target = target._replace(classes=model.encode_text(self.class_tokens).embed)
+        if self.priors is not None:
+            u, v, target = add_priors(self.priors, u, v, scale, self.shown_classes(batch), index, target)
         out = both_ways(u, v, keys, scale, terms=self.terms, tile=self.tile, index=index, target=target)
         return {**out, "logit_scale": scale.detach()}
 
@@ -150,6 +170,12 @@ class UniCL(nn.Module):
         """Return the batch with a row for each text, and the keys of its rows: NO_KEY for one that does not count."""
         batch = double_rows(batch)
         return batch, self.sets.hide_weightless(text_keys(batch.keys, batch), batch)
+
+    def shown_classes(self, batch: Batch) -> Tensor:
+        """Return the class that the prompt of each row names, int64; NO_LABEL for a row that shows none."""
+        if SHOWN in batch.extra:
+            return batch.extra[SHOWN]
+        return batch.labels.masked_fill(batch.extra[OWN_TEXT] != NO_KEY, NO_LABEL)
 
     def target_of(self, batch: Batch, dtype: torch.dtype) -> Target | None:
         """Return the target on two levels, or of label sets; None for a batch without the column OWN_TEXT."""
@@ -161,3 +187,26 @@ class UniCL(nn.Module):
         # a row without a label has its own key, as in the paper, unless its one label weighs nothing
         texts = torch.where(labelled | (batch.keys < ROW_KEYS), captions, batch.keys)
         return self.sets.complete(Target(texts, share, labels), batch)
+
+
+def add_priors(
+    priors: Tensor,
+    u: Tensor,
+    v: Tensor,
+    scale: Tensor,
+    shown: Tensor,
+    index: Tensor | None,
+    target: Target | None,
+) -> tuple[Tensor, Tensor, Target | None]:
+    """Return images, texts and target with one coordinate more, which adds the prior of a prompt's class to its logits.
+
+    It is a constant of each text, so softmaxes over images stay as they are. ``shown``: the class of each row's prompt.
+    """
+    added = F.pad(priors, (0, 1))[torch.where(shown == NO_LABEL, len(priors), shown)].to(v.dtype)
+    if index is not None:  # rows that share a text show the same prompt
+        places = torch.where(index == NO_TEXT, len(v), index)
+        added = added.new_zeros(len(v) + 1).scatter(0, places, added)[:-1]
+    if target is not None and target.classes is not None:
+        target = target._replace(classes=torch.cat([target.classes, priors[:, None].to(v.dtype)], 1))
+    ones = torch.ones_like(u[:, :1]) / scale.to(u.dtype)  # the logit is scale * u . v
+    return torch.cat([u, ones], 1), torch.cat([v, added[:, None]], 1), target

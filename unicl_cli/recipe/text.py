@@ -11,6 +11,7 @@ from unicl_cli.recipe.schema import Recipe
 from unicl_cli.yaml_lines import leaves, write_yaml
 
 YOUNGER: dict[str, dict[str, Any]] = {
+    "model": {"heads": None},
     "data": {
         "balance": 0,
         "rows_per_class": None,
@@ -18,7 +19,7 @@ YOUNGER: dict[str, dict[str, Any]] = {
         "ancestors": True,
         "caption_labels": "off",
     },
-    "loss": {"own_text": 0.5, "weights": {}, "class_columns": None},
+    "loss": {"own_text": 0.5, "weights": {}, "class_columns": None, "logit_adjustment": 0},
 }
 """Keys that are younger than version 0.1, with the defaults at which a recipe keeps its hash."""
 YOUNGER_EVAL: dict[str, Any] = {"candidates": "all", "evaluators": None}

@@ -95,6 +95,16 @@ def dense(logits: Tensor, folders: list[str], texts: list[str]) -> Tensor:
     return total
 
 
+def test_a_class_counts_the_rows_below_it_once(recipe):
+    data = build_data(load(str(recipe)))
+    counts = dict(zip((item.key for item in data.classes), data.facts["class_counts"](), strict=True))
+    tables = [(strand, strand.table) for strand in data.mix.strands]
+    sets = [strand.label_set(table.read(row)) for strand, table in tables for row in range(len(table))]
+    wanted = {item.key: sum(label in own for own in sets) for label, item in enumerate(data.classes)}
+    assert counts == wanted
+    assert counts["animal"] == sum(count for folder, count in FOLDERS.items() if folder.startswith("animal"))
+
+
 def test_the_loss_of_a_batch_is_that_of_the_definition(recipe):
     given = load(str(recipe))
     data = build_data(given)

@@ -10,8 +10,12 @@ from launching import TINY, here
 from safetensors.torch import load_file
 
 from unicl_cli.build.data import build_data, build_tokenizer
+from unicl_cli.build.load import load_model
 from unicl_cli.build.model import build_step
 from unicl_cli.cli import main
+from unicl_cli.contracts import ClassName
+from unicl_cli.inference.encoder import Encoder
+from unicl_cli.inference.scorer import make_scorer
 from unicl_cli.recipe.load import load_text
 from unicl_cli.recipe.text import hashed_keys
 
@@ -61,11 +65,35 @@ def test_class_columns_without_an_image_term_or_a_place_for_the_name_are_refused
     assert "template 'a photo': has no place for the class name" in fails(nameless, tmp_path, capsys)
 
 
+ADJUSTED = {"name": "unicl", "logit_adjustment": 1.0}
+
+
+def test_logit_adjustment_reads_the_shares_of_the_training_rows(corpora, tmp_path, capsys):
+    made = load_text(recipe(corpora, "labels", "captions", loss=ADJUSTED))
+    data = build_data(made)
+    step, _ = build_step(made, lambda: build_tokenizer(made, data), data.classes, 1, **data.facts)
+    labels = next(s for s in data.mix.strands if s.kind == "labels").row_labels().tolist()
+    counts = [labels.count(label) for label in range(len(data.classes))]
+    assert data.facts["class_counts"]() == counts
+    shares = [max(1, count) / 48 for count in counts]
+    assert step.loss.priors.exp().tolist() == pytest.approx([share / sum(shares) for share in shares])
+    plain = losses_of(recipe(corpora, "labels"), tmp_path / "plain")
+    assert losses_of(recipe(corpora, "labels", loss=ADJUSTED), tmp_path / "adjusted") != plain
+    here("eval", tmp_path / "adjusted", "--data", corpora / "labels", "-q")
+    balanced = recipe(corpora, "labels", loss=ADJUSTED, data={"balance": 0.5})
+    assert "loss.logit_adjustment: data.balance makes up for rare classes, too" in fails(balanced, tmp_path, capsys)
+    assert "no row of data.train has a label" in fails(recipe(corpora, "captions", loss=ADJUSTED), tmp_path, capsys)
+
+
 def test_options_at_their_defaults_are_not_part_of_a_recipes_hash(corpora):
-    assert "class_columns" not in hashed_keys(load_text(recipe(corpora, "labels")))["loss"]
+    plain = hashed_keys(load_text(recipe(corpora, "labels")))["loss"]
+    assert "class_columns" not in plain
+    assert "logit_adjustment" not in plain
     assert hashed_keys(load_text(recipe(corpora, "labels", loss=COLUMNS)))["loss"]["class_columns"]
     assert "prefix" not in hashed_keys(load_text(recipe(corpora, "labels")))["model"]["text"]
-    made = load_text(recipe(corpora, "labels", model=PREFIX))
+    assert "heads" not in hashed_keys(load_text(recipe(corpora, "labels")))["model"]
+    made = load_text(recipe(corpora, "labels", model=PREFIX | {"heads": "kind"}))
+    assert hashed_keys(made)["model"]["heads"] == "kind"
     assert hashed_keys(made)["model"]["text"]["prefix"] == "kind"
 
 
@@ -91,9 +119,45 @@ def test_a_prefix_is_trained_for_prompts_alone_and_left_out_at_test_time(corpora
     )
 
 
+HEADS = TINY["model"] | {"heads": "kind"}
+
+
+def test_heads_learn_both_and_classes_are_read_with_that_of_prompts(corpora, tmp_path):
+    made = load_text(recipe(corpora, "labels", "captions", model=HEADS))
+    plain = {"name": "sgd", "lr": 1.0, "weight_decay": 0}  # without a gradient a weight stays
+    losses_of(recipe(corpora, "labels", "captions", model=HEADS, optim=plain), tmp_path / "run")
+    loaded, data = load_model(str(tmp_path / "run")), build_data(made)
+    fresh, _ = build_step(made, lambda: build_tokenizer(made, data), data.classes, 1)
+    halves = zip(*(x.model.image.proj.weight.chunk(2) for x in (fresh, loaded.step)), strict=True)
+    assert not any(torch.equal(before, after) for before, after in halves)
+    scorer = make_scorer(Encoder(loaded), [ClassName("a", ("red star",))])
+    images = scorer.encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+    prompts, captions = (images * half for half in torch.eye(2).repeat_interleave(images.shape[1] // 2, 1))
+    text = Encoder(loaded).encode_texts(["a red star"], batch=1, label="")
+    assert [bool(scorer.classify(half, slice(None))) for half in (prompts, captions)] == [True, False]
+    assert [bool(half @ text.T) for half in (prompts, captions)] == [False, True]
+    here("eval", tmp_path / "run", "--data", corpora / "labels", "-q")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "changes", "lacks"),
+    [
+        (("labels",), {}, "a projection for captions"),
+        (("captions",), {}, "a projection for prompts of classes"),
+        (("labels", "captions"), {"mix": {"labels": 1}}, "a projection for captions"),
+    ],
+)
+def test_heads_need_prompts_and_captions(corpora, tmp_path, capsys, kinds, changes, lacks):
+    text = recipe(corpora, *kinds, model=HEADS, data=changes)
+    assert f"model.heads: images have {lacks}, and no row of data.train shows any" in fails(text, tmp_path, capsys)
+
+
 def test_class_columns_are_prompts_and_begin_like_them(corpora):
     made = load_text(recipe(corpora, "labels", model=PREFIX, loss=COLUMNS))
     data = build_data(made)
     tokenizer = build_tokenizer(made, data)
     step, _ = build_step(made, lambda: tokenizer, data.classes, 1)
     assert set(step.loss.class_tokens[:, 0].tolist()) == {tokenizer.vocab_size}
+    made = load_text(recipe(corpora, "labels", model=PREFIX | {"heads": "kind"}, loss=COLUMNS))
+    step, _ = build_step(made, lambda: tokenizer, data.classes, 1)
+    assert set(step.loss.class_tokens[:, 0].tolist()) == {~tokenizer.vocab_size}

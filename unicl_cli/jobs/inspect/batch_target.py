@@ -31,6 +31,7 @@ def build_unicl(recipe: Recipe, label_sets: LabelSets | None, *, shows_captions:
         "shows_captions": lambda: shows_captions,
         "hides_named": lambda: recipe.data.caption_labels == "hide",
         "class_prompts": lambda: None,
+        "class_counts": lambda: None,
     }
     part = part._replace(options={**part.options, "class_columns": None})
     return cast("UniCL", binding.make("losses", part, context))

@@ -57,8 +57,7 @@ class Blueprint:
             self.data.classes,
             chunks,
             self.trained,
-            self.data.label_sets,
-            shows_captions=self.data.shows_captions,
+            **self.data.facts,
         )
         check_media(step, self.data)
         origin = None if self.start is None else load_init(step, self.recipe, self.start, tokenizer)

@@ -135,8 +135,7 @@ def build_on_meta(
 ) -> tuple[Step, Tokenizer | None]:
     """Build model and loss with shapes but without memory or weights; return them and the tokenizer of their texts."""
     with torch.device("meta"):
-        facts: Any = {"label_sets": data.label_sets, "shows_captions": data.shows_captions}
-        step, tokenizer = build_step(recipe, fit_tokenizer, data.classes, chunks, **facts)
+        step, tokenizer = build_step(recipe, fit_tokenizer, data.classes, chunks, **data.facts)
         add_adapters(recipe, step)
     return step.train(), tokenizer
 

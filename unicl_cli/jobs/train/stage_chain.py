@@ -3,7 +3,7 @@
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -95,6 +95,5 @@ def build_outline(stage: Recipe, data: TrainingData, before: Source | None) -> O
             return build_tokenizer(stage, data)
         return corpus_tokenizer(islice(data.mix.all_texts(), FEW_TEXTS), stage.model.context_length or 32)
 
-    facts: Any = {"label_sets": data.label_sets, "shows_captions": data.shows_captions}
     with torch.device("meta"):
-        return Outline(*build_step(stage, cache(fit_tokenizer), data.classes, 1, **facts))
+        return Outline(*build_step(stage, cache(fit_tokenizer), data.classes, 1, **data.facts))

@@ -1,0 +1,20 @@
+"""Marks of prompts in tokens, by which a model with ``heads: kind`` tells them from captions."""
+
+import torch
+from torch import Tensor
+
+from unicl_cli.core.host_copy import HOST
+
+
+def mark_prompts(tokens: Tensor, rows: Tensor | slice = slice(None)) -> None:
+    """Mark ``rows`` of tokens, int64 (n, L), as prompts, in place: their first token t becomes -1 - t."""
+    tokens[rows, 0] = ~tokens[rows, 0]
+
+
+def read_marks(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Return tokens (n, L) without marks, with their host copy, and, bool (n, 1), True for prompts."""
+    plain = torch.where(tokens < 0, ~tokens, tokens)
+    known = getattr(tokens, HOST, None)
+    if known is not None:
+        setattr(plain, HOST, torch.where(known < 0, ~known, known))
+    return plain, tokens[:, :1] < 0
