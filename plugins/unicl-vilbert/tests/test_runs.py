@@ -160,18 +160,23 @@ def test_figures_of_a_split_without_boxes_are_refused(run: Path, made: Path, cap
     assert "boxes: no row has any" in capsys.readouterr().err
 
 
-def test_a_dry_run_knows_the_quickstart_and_the_papers_sizes(
-    made: Path, small: dict[str, tuple[str, ...]], tmp_path: Path, capsys
-):
-    assert main(["train", "vilbert-shapes", *small["scenes"], "--dry-run", "--json"]) == 0
+def test_a_dry_run_estimates_the_memory_of_a_joint_model(small: dict[str, tuple[str, ...]], capsys):
+    assert main(["train", "vilbert-shapes", *small["scenes"], "batch.size=4", "--dry-run", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["parameters_of"]["text"] > 1000
-    assert found["memory"]["weights"] > 4000
-    paper = ("vilbert-cc3m", f"data.train=[{{corpus: {made / 'scenes'}}}]", "model.text={name: bert}")
+    assert found["flops_of_one"]["pair"] > 1e5, "an image and a text are read together"
+    assert found["memory"]["activations"] > 1e5
+
+
+@pytest.mark.slow
+def test_a_dry_run_knows_the_papers_sizes(made: Path, capsys):
+    paper = ("vilbert-cc3m", f"data.train=[{{corpus: {made / 'scenes'}}}]", "model.text={name: bert}", "batch.size=2")
     assert main(["train", *paper, "--dry-run", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["parameters_of"]
+    document = json.loads(capsys.readouterr().out)
+    found = document["parameters_of"]
     assert found["text"] == pytest.approx(86e6, rel=0.02), "BERT-base but for its large vocabulary"
     assert found["co_layers"] + found["region_layers"] > 60e6
+    assert document["memory"]["activations"] > 1e6
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ class Vilbert(nn.Module):
         *,
         width: int,
         shared: int,
+        separate_norms: bool,
         chunks: int,
     ) -> None:
         super().__init__()
@@ -35,7 +36,7 @@ class Vilbert(nn.Module):
         self.text, self.regions, self.chunks = text, regions, chunks
         self.co_layers, self.region_layers = layers
         self.before = len(text.units) - len(cast("Any", self.region_layers))
-        self.embed_regions = RegionEmbedding(found.width, width)
+        self.embed_regions = RegionEmbedding(found.width, width, separate_norms=separate_norms)
         self.classify, self.region_classes = Prediction(width), nn.Linear(width, found.classes)
         self.pool_words, self.pool_regions = nn.Linear(text.width, shared), nn.Linear(width, shared)
         self.align = nn.Linear(shared, 2)
