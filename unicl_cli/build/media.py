@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from unicl_cli.build.data import TrainingData, images_alone
 from unicl_cli.core.loop import Step
-from unicl_cli.data.corpus import RowTable
+from unicl_cli.data.corpus import RowTable, integers_of
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluator_contracts import MediaKind
 
@@ -36,11 +36,12 @@ def check_rows(step: Step, data: TrainingData) -> list[str]:
 def check_media_of(step: Step, tables: Sequence[tuple[RowTable, Iterable[int]]]) -> list[str]:
     """Call the optional ``check_rows`` of model and loss with these rows of tables; return their warnings."""
 
-    def media() -> Iterator[tuple[str, Mapping[str, bytes]]]:
+    def media() -> Iterator[tuple[str, Mapping[str, bytes], tuple[int, int]]]:
         for table, rows in tables:
+            widths, heights = (integers_of(table.column(name)) for name in ("width", "height"))
             for row in rows:
                 sample = table.read(row, media=True, image=False)
-                yield sample.key, sample.media
+                yield sample.key, sample.media, (int(widths[row]), int(heights[row]))
 
     checks: list[Any] = [getattr(part, "check_rows", None) for part in (step.model, step.loss)]
     return [warning for check in checks if check is not None for warning in check(media())]
