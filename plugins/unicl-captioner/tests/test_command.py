@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from forked_ranks import on_ranks
 from PIL import Image
 
 from unicl_cli.cli import main
-from unicl_cli.testing import recipe_of
+from unicl_cli.testing import furthest, recipe_of
 
 LOSS = "{name: captioner, width: 16, layers: 1, heads: 2}"
 
@@ -116,3 +117,17 @@ def test_a_corpus_of_images_alone_and_tokenizers_without_ends_are_refused(
         assert main(["train", str(file), bad, "--run-dir", str(tmp_path / "run"), "-q"]) == 2
         assert told in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_continues_bit_for_bit(digits: Path, tmp_path: Path) -> None:
+    """With the random choice of captions that are read without their image."""
+    file = tmp_path / "r.yaml"
+    loss = "{name: captioner, width: 16, layers: 1, heads: 2, drop_image: 0.3}"
+    file.write_text(recipe_of(digits, text="null", loss=loss, steps=6), encoding="utf-8")
+    command = ("train", file, "checkpoint.every=2", "-q", "--run-dir")
+    on_ranks(1, *command, tmp_path / "whole")
+    with pytest.raises(RuntimeError, match=r"exit (code )?9"):
+        on_ranks(1, *command, tmp_path / "cut", UNICL_TEST_CRASH="before_latest:step-00000004")
+    on_ranks(1, *command, tmp_path / "cut")
+    assert furthest(tmp_path / "whole", tmp_path / "cut") == 0

@@ -196,16 +196,16 @@ def test_a_faster_rcnn_of_random_weights_gives_padded_regions(tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["vilbert-shapes", "vilbert-refer"])
+@pytest.mark.parametrize(
+    ("recipe", "name"), [("vilbert-shapes", "scenes"), ("vilbert-refer", "refer"), ("vilbert-answer", "question")]
+)
 def test_two_and_three_processes_train_the_weights_of_one(
-    recipe: str, made: Path, small: dict[str, tuple[str, ...]], run: Path, tmp_path: Path
+    recipe: str, name: str, small: dict[str, tuple[str, ...]], tmp_path: Path
 ):
-    name = "scenes" if recipe == "vilbert-shapes" else "refer"
-    start = () if recipe == "vilbert-shapes" else (f"model.init={run}",)
-    changes = (*small[name], *SGD, *start)
+    start = {"scenes": (), "refer": ("model.init=null",), "question": ("model.init=null", "loss.model_width=16")}
+    changes = (*small[name], *SGD, *start[name], "steps=2")
     one = train(recipe, tmp_path / "one", *changes)
-    every = itertools.product((2, 3), ("ddp", "fsdp2"))
-    for count, strategy in every if name == "scenes" else ((2, "ddp"), (3, "fsdp2")):
+    for count, strategy in itertools.product((2, 3), ("ddp", "fsdp2")):
         other = tmp_path / f"{strategy}-{count}"
         on_ranks(count, "train", recipe, *changes, f"parallel.strategy={strategy}", "--run-dir", other, "-q")
         assert furthest(one, other) < 1e-4, other
