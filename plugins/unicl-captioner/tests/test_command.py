@@ -108,6 +108,12 @@ def test_a_corpus_of_images_alone_and_tokenizers_without_ends_are_refused(
     file.write_text(recipe_of(tmp_path / "bare", text="null", loss=LOSS, steps=1), encoding="utf-8")
     assert main(["train", str(file), "--run-dir", str(tmp_path / "run"), "-q"]) == 2
     assert "but the loss captioner reads texts" in capfd.readouterr().err
+    source = ("prepare", "--images", "shapes?media=depth&count=4&test=1", "-o", str(tmp_path / "depth"))
+    assert main([*source, "-q", "--workers", "1"]) == 0
+    words = ("train", str(file), f"data.train=[{{corpus: {tmp_path / 'depth'}}}]", "batch.size=4", "-q")
+    for more in ((), ("--dry-run",)):
+        assert main([*words, "--run-dir", str(tmp_path / "run"), *more]) == 2
+        assert "but the loss captioner reads texts" in capfd.readouterr().err, "media are not texts"
     file.write_text(recipe_of(digits, text="null", loss=LOSS, steps=1), encoding="utf-8")
     words = ("train", str(file), "model.tokenizer=classes", "data.mix.labels=1.0", "data.templates=none", "-q")
     assert main([*words, "--run-dir", str(tmp_path / "run")]) == 2
