@@ -113,6 +113,7 @@ def test_grid_regions_are_cells_of_the_tower_with_the_classes_of_what_they_show(
         (("model.regions={name: vilbert-rcnn}",), "Faster R-CNN has no weights"),
         (("batch.size=3",), "a process has 3 rows"),
         (("model.heads=3",), "not a multiple of heads 3"),
+        (("loss=unicl",), "vilbert: has no image feature of its own"),
     ],
 )
 def test_a_recipe_that_cannot_work_is_one_line(

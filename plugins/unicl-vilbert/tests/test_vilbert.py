@@ -10,13 +10,14 @@ from torch.nn import functional as F
 from unicl_bert.bert import Bert, Size, Special, start_small
 from unicl_bert.layers import Attention
 from unicl_regions.boxes import Regions
-from unicl_vilbert import build_loss, build_refer, build_vilbert
+from unicl_vilbert import build_answer, build_loss, build_refer, build_vilbert
 from unicl_vilbert.losses import ReferLoss, align_task, region_task
 from unicl_vilbert.masking import draw_dice, mask_regions
 from unicl_vilbert.model import Vilbert
 from unicl_vilbert.streams import CoLayer, RegionEmbedding
 
 from unicl_cli.api import NO_LABEL, NO_TEXT, Batch, Drawn, Part, UniclError, share_of_mean
+from unicl_cli.testing import FeatureTable
 
 WORDS, CLASSES, REGIONS, WIDTH = 30, 5, 4, 16
 PAD, START, END = 0, 1, 2
@@ -259,6 +260,13 @@ def test_a_place_moves_a_region_beside_large_features_if_both_are_normed_apart()
         moved[apart] = ((seen[0] - seen[1]).norm() / seen[0].norm()).item()
     assert moved[True] > 0.3
     assert moved[False] < 0.03
+
+
+def test_a_loss_of_vilbert_on_another_model_is_one_line():
+    refer = build_refer(image_width=4, moves_pixels=False)
+    for loss in (build_loss(), refer, build_answer(model_width=4, num_classes=2)):
+        with pytest.raises(UniclError, match="loss: the losses of vilbert need its two streams"):
+            loss(FeatureTable(rows=4, width=4), batch_of())
 
 
 def test_masked_regions_are_zeroed_nine_times_of_ten():
