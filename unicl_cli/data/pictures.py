@@ -222,7 +222,8 @@ def file_size_in_pixels(path: Path) -> tuple[int, int]:
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Return the (width, height) that an opened image has when it is turned upright."""
-    return image.size if orientation(image) < 5 else image.size[::-1]
+    width, height = image.size
+    return (height, width) if orientation(image) >= 5 else (width, height)
 
 
 def _open_checked(data: bytes) -> Image.Image:
