@@ -14,7 +14,7 @@ SEER = ("shapes-unicl", "data.workers=0")
 ARMS = {"with co-attention": "true", "without": "false"}
 PRETRAINING = ("words", "regions", "align", "text_to_image_r1_of_32")
 EXPRESSIONS = ("acc@0.5", "boxes zeroed")
-STEPS = 400
+STEPS = 300
 
 
 def run(out: Path, seeds: int) -> list[Table]:

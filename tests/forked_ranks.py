@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,8 @@ def on_ranks(count: int, *words: object, **environment: str) -> str:
     Raises RuntimeError if one fails or is killed.
     """
     command = [*map(str, words), "--devices", f"cpu:{count}"]
+    if any("fsdp2" in word for word in command):
+        import_module("torch.distributed.fsdp")  # seconds, which each rank would take again
     if can_fork():
         return forked(count, lambda: main(command), " ".join(("unicl", *command)), **environment)
     with pytest.MonkeyPatch.context() as patch:

@@ -291,7 +291,8 @@ class Loss(Protocol):
     ``two_texts``, true if it reads the columns of a second text (`data.text_for_labelled: both`); ``reads_media``, true
     if it learns from each kind of the model's ``media``, which a row of the training data must then have;
     ``check_rows(rows)`` -> warnings, on a model too: it is called once before training, and by the evaluator `loss`,
-    with the key and the media of every row (it iterates over them), and raises UniclError for those that it cannot use;
+    with the key, the media and the image's (width, height) of every row (it iterates over them), and raises UniclError
+    for those that it cannot use;
     ``measure(model, batch)``, which maps the names of its own figures to (hits, count), (2,), for the evaluator
     `loss`. With ``pair`` also ``check_prompts(tokens, tokenizer)`` -> warnings about the prompts of all classes, called
     once before they are scored, and ``many_prompts``, true if it scores several templates of many classes without being

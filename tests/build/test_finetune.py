@@ -200,6 +200,17 @@ def test_a_tower_that_starts_from_a_runs_weights_is_warned_of_too(digits):
     )
 
 
+@pytest.mark.parametrize(("own", "warned"), [(1e-3, False), (5e-4, False), (2e-4, True)])
+def test_a_rate_up_to_that_of_the_run_which_trained_a_tower_is_not_warned_of(digits, tmp_path, own, warned):
+    model = {"image": "cnn", "text": "cbow"}
+    whole = {"data": {"train": [{"corpus": str(digits)}]}, "model": model, "batch": {"size": 12}, "steps": 500}
+    (tmp_path / "resolved.yaml").write_text(json.dumps({**whole, "optim": {"lr": own}}))
+    (tmp_path / "meta.json").write_text("{}")
+    asked = load_text(json.dumps({**whole, "model": {**model, "init": str(tmp_path)}, "optim": {"lr": 5e-4}}))
+    said = recipe_warnings(asked, build_data(asked))
+    assert [line.split()[0] for line in said] == (["model.image", "model.text"] if warned else [])
+
+
 def test_an_average_keeps_trained_weights_alone_and_warms_up_as_tensorflows():
     module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     module[0].weight.requires_grad = False

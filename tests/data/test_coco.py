@@ -88,6 +88,14 @@ def test_a_box_that_cannot_be_used_whole_is_told(tmp_path: Path, changes: Change
         (document(images=[{"id": 7, "file_name": "a.png", "width": 0, "height": 3}]), "no file_name, width or height"),
         (document(images=[{"id": 7, "file_name": "../a.png", "width": 4, "height": 3}]), "lies outside of the images"),
         (document(images=[{"id": 7, "file_name": "b.png", "width": 40, "height": 30}]), "1 of 1 images are not in"),
+        (
+            document(images=[{"id": 7, "file_name": "a.png", "width": 30, "height": 40}]),
+            "1 of 1 images have another size than their annotations say (first: a.png has 40 x 30 pixels, not 30 x 40)",
+        ),
+        (
+            document(images=[{"id": 7, "file_name": "all.json", "width": 40, "height": 30}]),
+            "1 of 1 images cannot be opened (first: all.json",
+        ),
         (document(annotation(image_id=8)), "1 of 21 annotations are of an image_id that is not in images"),
         (document(annotation(category_id=9)), "1 of 21 annotations are of a category_id that is not in categories"),
         (document(annotation(category_id=[9])), "1 of 21 annotations are of a category_id"),

@@ -70,7 +70,7 @@ CASES = {  # name -> changes of the recipe
 STRATEGIES = ("ddp", "fsdp2")
 OF_THREE = (
     *("unicl", "unicl micro", "unicl packed", "unicl looked up", "unicl images once", "multitask micro", "supcon"),
-    *("captioner", "bow", "sets micro"),
+    *("captioner", "bow", "bow sigmoid", "sets micro", "unicl cbow", "clip", "ce"),
 )
 """What differs where three processes share a batch: how rows, texts and views are cut, gathered and counted."""
 

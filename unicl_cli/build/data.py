@@ -43,6 +43,9 @@ WORKERS_PER_CORE = 4
 TRIED_ROWS = 100
 """Rows of each kind of a corpus whose texts are tried before a training."""
 
+HAS_TOWER = "the model has a text tower"
+"""The clause that says why images without texts teach nothing."""
+
 
 class TrainingData(NamedTuple):
     """The corpora of a recipe as one mix. ``templates`` are those of the first corpus with classes, for evaluation.
@@ -330,14 +333,19 @@ def check_learnable(recipe: Recipe, data: TrainingData) -> None:
             "data.train: the loss ce learns from labels, and no row of the mix has one",
             "use another loss, set data.mix.labels=auto, or add a corpus with labels",
         )
-    has_tower = recipe.model.name == "open_clip" or recipe.model.part.options.get("text") is not None
-    reader = "the model has a text tower" if has_tower else f"the loss {recipe.loss.name} reads texts"
-    reads = has_tower or takes("losses", recipe.loss.name, "vocab_size")
-    if reads and any(s.kind == "images" and not s.table.stores_media for s in data.mix.strands):
+    reader = reader_of(recipe)
+    if reader is not None and any(s.kind == "images" and not s.table.stores_media for s in data.mix.strands):
         raise images_alone(reader)
 
 
-def images_alone(reader: str = "the model has a text tower") -> UniclError:
+def reader_of(recipe: Recipe) -> str | None:
+    """Return what of a recipe reads texts, as a clause; None if nothing does."""
+    if recipe.model.name == "open_clip" or recipe.model.part.options.get("text") is not None:
+        return HAS_TOWER
+    return f"the loss {recipe.loss.name} reads texts" if takes("losses", recipe.loss.name, "vocab_size") else None
+
+
+def images_alone(reader: str) -> UniclError:
     """Return the error for images that a model with a text tower, or a loss that reads texts, learns nothing from."""
     return UniclError(
         f"data.train: a corpus holds images without label or text, but {reader}",

@@ -1,6 +1,7 @@
 """Recipe to optimizer: parameter groups, weight decay, the learning rate."""
 
-from collections.abc import Callable, Collection
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from unicl_cli.build.caption_labels import naming_warnings
 from unicl_cli.build.data import TrainingData, total_steps
 from unicl_cli.build.negatives import check_negatives
 from unicl_cli.contracts import Part, Tuning
+from unicl_cli.core import hub
 from unicl_cli.core.dist import bare
 from unicl_cli.core.ema import share_of_start
 from unicl_cli.core.schedule import lr_at
@@ -19,8 +21,10 @@ from unicl_cli.data.class_order import describe_few
 from unicl_cli.data.mix import BOTH, LABELS
 from unicl_cli.errors import UniclError
 from unicl_cli.formats import count_of, format_share
+from unicl_cli.recipe.load import load
 from unicl_cli.recipe.schema import Group, Recipe
 from unicl_cli.recipe.text import YOUNGER
+from unicl_cli.runs.folder import RESOLVED, find_run
 
 UNDECAYED = (
     *("pos", "pos_embed", "positional_embedding", "cls_token", "relative_position_bias_table", "logit_scale"),
@@ -109,8 +113,12 @@ def average_warnings(recipe: Recipe, steps: int) -> list[str]:
 
 
 def pretrained_rates(recipe: Recipe) -> dict[str, float]:
-    """Return the peak learning rate of each tower that starts from trained weights, all of them at one rate."""
+    """Return the peak learning rate of each tower that starts from trained weights, all of them at one rate.
+
+    Left out are towers of a run that learned at such a rate itself: it is no higher than the one that made them.
+    """
     model, options = recipe.model, recipe.model.part.options
+    earlier = earlier_rates(model.init)
     started = set(options) if model.init is not None and model.init_parts is None else set(model.init_parts or ())
     found: dict[str, float] = {}
     for name, option in options.items():
@@ -118,8 +126,25 @@ def pretrained_rates(recipe: Recipe) -> dict[str, float]:
         weights = option.options.get("pretrained") if isinstance(option, Part) else options.get("pretrained")
         if not isinstance(own, Tuning) or not (weights is True or name in started):
             continue
-        if own.freeze not in (True, "all") and own.lora is None and own.layer_decay == 1:
-            found[name] = recipe.optim.lr * own.lr_scale
+        rate = recipe.optim.lr * own.lr_scale
+        if own.freeze not in (True, "all") and own.lora is None and own.layer_decay == 1 and rate > earlier[name]:
+            found[name] = rate
+    return found
+
+
+def earlier_rates(start: str | None) -> Mapping[str, float]:
+    """Return the peak learning rate of each tower of the run that a training starts from, 0 for any other tower."""
+    found: dict[str, float] = defaultdict(float)
+    if start is None or hub.has_form(start):
+        return found
+    try:
+        recipe = load(str(find_run(start)[0] / RESOLVED))
+    except UniclError:  # the training says what is wrong with it
+        return found
+    for name, option in recipe.model.part.options.items():
+        tuning = option.tuning if isinstance(option, Part) else option
+        if isinstance(tuning, Tuning) and tuning.freeze is False and recipe.optim.name == "adamw":
+            found[name] = recipe.optim.lr * tuning.lr_scale
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from unicl_cli.core.files import read_regular
 from unicl_cli.core.json_text import parse_json
+from unicl_cli.data.pictures import ImageError, file_size_in_pixels
 from unicl_cli.errors import UniclError
 
 MAX_BYTES = 4_000_000_000
@@ -133,10 +134,34 @@ def _with_ids(file: Path, entries: Sequence[Mapping[str, Any]], key: str) -> Ite
 
 
 def _check_images(file: Path, folder: Path, scenes: Sequence[CocoImage]) -> None:
+    """Raise UniclError if images are missing, cannot be opened, or have another size than their annotations say."""
     missing = [scene.file for scene in scenes if not (folder / scene.file).is_file()]
     if missing:
         what = f"{len(missing):,} of {len(scenes):,} images are not in {folder} (first: {missing[0]})"
         raise UniclError(f"{file}: {what}", "set --images to the folder that they are in")
+    _check_sizes(file, folder, scenes)
+
+
+def _check_sizes(file: Path, folder: Path, scenes: Sequence[CocoImage]) -> None:
+    broken: list[str] = []
+    others: list[str] = []
+    for scene in scenes:
+        try:
+            width, height = file_size_in_pixels(folder / scene.file)
+        except (OSError, ImageError) as error:
+            broken.append(f"{scene.file}: {error}")
+            continue
+        if (width, height) != (scene.width, scene.height):
+            others.append(f"{scene.file} has {width} x {height} pixels, not {scene.width} x {scene.height}")
+    if broken:
+        what = f"{len(broken):,} of {len(scenes):,} images cannot be opened (first: {broken[0]})"
+        raise UniclError(f"{file}: {what}", "restore them from a copy")
+    if others:
+        what = f"{len(others):,} of {len(scenes):,} images have another size than their annotations say"
+        raise UniclError(
+            f"{file}: {what} (first: {others[0]})",
+            "set --images to the images that the annotations were made on, or correct width and height",
+        )
 
 
 class _Things:

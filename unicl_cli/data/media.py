@@ -10,7 +10,7 @@ import numpy as np
 
 from unicl_cli.core.files import read_regular
 from unicl_cli.data.image_metadata import PNG
-from unicl_cli.data.pictures import open_image, orientation
+from unicl_cli.data.pictures import open_image, upright_size
 
 MAX_MEDIA_BYTES = 64_000_000
 """A row with a larger item of media is left out."""
@@ -171,8 +171,7 @@ def _find_grey_fault(data: bytes, bits: tuple[int, ...]) -> str | None:
 def _find_size_fault(data: bytes, image: bytes) -> str | None:
     """Return the difference between the size of a map and that of its image, upright; None if they are equal."""
     size = struct.unpack(">II", data[16:24])
-    opened = open_image(image)
-    wanted = opened.size if orientation(opened) < 5 else opened.size[::-1]
+    wanted = upright_size(open_image(image))
     if size == wanted:
         return None
     return f"{size[0]} x {size[1]} pixels beside an image of {wanted[0]} x {wanted[1]}: save both at one size"

@@ -211,6 +211,21 @@ def open_image(data: bytes) -> Image.Image:
         raise ImageError(_refusal_reason(data, error), "" if known else _one_line(error)) from error
 
 
+def file_size_in_pixels(path: Path) -> tuple[int, int]:
+    """Return the upright (width, height) of an image file from its header. OSError, or ImageError as ``decode``."""
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            return upright_size(image)
+    except Exception:  # the whole file says why; a damaged note is no fault of it  # noqa: BLE001
+        return upright_size(open_image(read_regular(path, MAX_BYTES)))
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return the (width, height) that an opened image has when it is turned upright."""
+    width, height = image.size
+    return (height, width) if orientation(image) >= 5 else (width, height)
+
+
 def _open_checked(data: bytes) -> Image.Image:
     """Open an image that has neither too many pixels nor causes far more work than they; errors of Pillow come out."""
     short = is_short(data)

@@ -204,3 +204,20 @@ def test_counts_are_those_of_all_processes(digits: Path, tmp_path: Path) -> None
     on_ranks(2, "train", file, "-q", "--run-dir", two)
     assert furthest(one, two) < 1e-4
     assert int(read_tensors(one / "model.safetensors")["loss.counts"].sum()) > 0
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_continues_bit_for_bit(digits: Path, tmp_path: Path) -> None:
+    """With the counts of words, which are in the checkpoint."""
+    from forked_ranks import on_ranks
+
+    from unicl_cli.testing import furthest
+
+    file = tmp_path / "r.yaml"
+    file.write_text(recipe_of(digits, text="null", loss="{name: bow, activation: sigmoid}", steps=6))
+    command = ("train", file, "checkpoint.every=2", "-q", "--run-dir")
+    on_ranks(1, *command, tmp_path / "whole")
+    with pytest.raises(RuntimeError, match=r"exit (code )?9"):
+        on_ranks(1, *command, tmp_path / "cut", UNICL_TEST_CRASH="before_latest:step-00000004")
+    on_ranks(1, *command, tmp_path / "cut")
+    assert furthest(tmp_path / "whole", tmp_path / "cut") == 0

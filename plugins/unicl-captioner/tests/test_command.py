@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from forked_ranks import on_ranks
 from PIL import Image
 
 from unicl_cli.cli import main
-from unicl_cli.testing import recipe_of
+from unicl_cli.testing import furthest, recipe_of
 
 LOSS = "{name: captioner, width: 16, layers: 1, heads: 2}"
 
@@ -107,6 +108,12 @@ def test_a_corpus_of_images_alone_and_tokenizers_without_ends_are_refused(
     file.write_text(recipe_of(tmp_path / "bare", text="null", loss=LOSS, steps=1), encoding="utf-8")
     assert main(["train", str(file), "--run-dir", str(tmp_path / "run"), "-q"]) == 2
     assert "but the loss captioner reads texts" in capfd.readouterr().err
+    source = ("prepare", "--images", "shapes?media=depth&count=4&test=1", "-o", str(tmp_path / "depth"))
+    assert main([*source, "-q", "--workers", "1"]) == 0
+    words = ("train", str(file), f"data.train=[{{corpus: {tmp_path / 'depth'}}}]", "batch.size=4", "-q")
+    for more in ((), ("--dry-run",)):
+        assert main([*words, "--run-dir", str(tmp_path / "run"), *more]) == 2
+        assert "but the loss captioner reads texts" in capfd.readouterr().err, "media are not texts"
     file.write_text(recipe_of(digits, text="null", loss=LOSS, steps=1), encoding="utf-8")
     words = ("train", str(file), "model.tokenizer=classes", "data.mix.labels=1.0", "data.templates=none", "-q")
     assert main([*words, "--run-dir", str(tmp_path / "run")]) == 2
@@ -116,3 +123,17 @@ def test_a_corpus_of_images_alone_and_tokenizers_without_ends_are_refused(
         assert main(["train", str(file), bad, "--run-dir", str(tmp_path / "run"), "-q"]) == 2
         assert told in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_continues_bit_for_bit(digits: Path, tmp_path: Path) -> None:
+    """With the random choice of captions that are read without their image."""
+    file = tmp_path / "r.yaml"
+    loss = "{name: captioner, width: 16, layers: 1, heads: 2, drop_image: 0.3}"
+    file.write_text(recipe_of(digits, text="null", loss=loss, steps=6), encoding="utf-8")
+    command = ("train", file, "checkpoint.every=2", "-q", "--run-dir")
+    on_ranks(1, *command, tmp_path / "whole")
+    with pytest.raises(RuntimeError, match=r"exit (code )?9"):
+        on_ranks(1, *command, tmp_path / "cut", UNICL_TEST_CRASH="before_latest:step-00000004")
+    on_ranks(1, *command, tmp_path / "cut")
+    assert furthest(tmp_path / "whole", tmp_path / "cut") == 0

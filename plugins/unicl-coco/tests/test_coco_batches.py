@@ -1,6 +1,5 @@
 """Training rows: their order, mirrors, masks and sizes, and images that cannot be used."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -60,18 +59,17 @@ def test_polygons_and_run_lengths_give_the_same_mask() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"no image", "cannot be read as an image: not_image"), (None, "is 32 x 32 px, but its")]
+    ("content", "message"), [(b"no image", "cannot be read as an image: not_image"), (None, "is 33 x 32 px, but its")]
 )
-def test_an_image_that_does_not_fit_is_refused_in_one_line(tmp_path: Path, content: bytes | None, message: str) -> None:
-    scenes_in(tmp_path / "scenes")
-    file = tmp_path / "scenes/annotations/instances_train.json"
-    document = json.loads(file.read_text())
-    if content is None:
-        document["images"][0]["width"] = 33
-    else:
-        (tmp_path / "scenes/train/000001.png").write_bytes(content)
-    file.write_text(json.dumps(document))
+def test_an_image_that_is_replaced_later_is_refused_in_one_line(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
     data = scenes_in(tmp_path / "scenes", masks=False)
+    image = tmp_path / "scenes/train/000001.png"
+    if content is None:
+        Image.new("RGB", (33, 32)).save(image)
+    else:
+        image.write_bytes(content)
     with pytest.raises(UniclError, match=f"000001.png: {message}"):
         rows_of(data, masks=False).read(data.images[0])
 

@@ -1,14 +1,17 @@
 """ImageBind through the commands: a corpus of pairs, mistakes in one line, any number of processes, resume."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
-from forked_ranks import on_ranks
+from forked_ranks import can_fork, on_ranks
 from media_bytes import npy, png, sound, tone
 
 from unicl_cli.cli import main
+from unicl_cli.jobs.train import image_cache
 from unicl_cli.testing import furthest
 
 SOURCE = """
@@ -175,3 +178,38 @@ def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(run: Path, corpora: Path) -
     half = run / "checkpoints" / "step-00000003"
     assert main(["train", str(corpora / "r.yaml"), "--run-dir", str(other), "--resume", str(half), "-q"]) == 0
     assert furthest(run, other) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_fork(), reason="the process that is killed is a fork")
+def test_images_that_are_encoded_once_survive_kills_and_are_the_same_on_two_processes(
+    corpora: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache lies in memory alone: a kill leaves nothing behind that could be damaged or read by another run."""
+    words = ("train", corpora / "r.yaml", "model.image.freeze=true", "steps=12", "--run-dir")
+    capfd.readouterr()
+    plain = [*map(str, words)]
+    assert main([*plain, str(corpora / "each"), "parallel.image_cache=off"]) == 0
+    assert "images are encoded" not in capfd.readouterr().err
+    assert main([*plain, str(corpora / "once")]) == 0
+    assert "images are encoded once: their tower is frozen" in capfd.readouterr().err
+    assert furthest(corpora / "each", corpora / "once") < 1e-4
+    encode, rounds = image_cache.encode_frozen, [0]
+
+    def die_in_the_third_round(*given: object) -> object:
+        rounds[0] += 1
+        if rounds[0] == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return encode(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(image_cache, "encode_frozen", die_in_the_third_round)
+        with pytest.raises(RuntimeError):
+            on_ranks(1, *words, corpora / "killed")
+    assert not list((corpora / "killed").rglob("*.safetensors")), "killed before the first step"
+    with pytest.raises(RuntimeError, match=r"exit (code )?9"):
+        on_ranks(1, *words, corpora / "killed", UNICL_TEST_CRASH="before_latest:step-00000006")
+    on_ranks(1, *words, corpora / "killed")
+    assert furthest(corpora / "once", corpora / "killed") == 0
+    on_ranks(2, *words, corpora / "once-2")
+    assert furthest(corpora / "once", corpora / "once-2") < 1e-4

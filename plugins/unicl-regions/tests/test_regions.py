@@ -16,14 +16,14 @@ SQUARE = {"width": 10, "height": 10}
 ONE = {**SQUARE, "boxes": [[1, 1, 5, 6], [0, 0, 10, 10]], "target": 1}
 
 
-def media_of(*rows: object) -> list[tuple[str, dict[str, bytes]]]:
-    """Return keys and media of rows; None: a row without boxes."""
-    return [(f"r{n}", {} if one is None else {"boxes": json.dumps(one).encode()}) for n, one in enumerate(rows)]
+def media_of(*rows: object, size: tuple[int, int] = (10, 10)) -> list[tuple[str, dict[str, bytes], tuple[int, int]]]:
+    """Return keys, media and image sizes of rows; None: a row without boxes."""
+    return [(f"r{n}", {} if one is None else {"boxes": json.dumps(one).encode()}, size) for n, one in enumerate(rows)]
 
 
 def drawn(*rows: object) -> list[Drawn]:
-    image = torch.zeros(3, 8, 8)
-    return [Drawn(n, n, 0, image, NO_LABEL, None, 0, media, key=key) for n, (key, media) in enumerate(media_of(*rows))]
+    image, made = torch.zeros(3, 8, 8), enumerate(media_of(*rows))
+    return [Drawn(n, n, 0, image, NO_LABEL, None, 0, media, key=key) for n, (key, media, _) in made]
 
 
 def read(*rows: object, most: int = 4) -> dict[str, Tensor]:
@@ -64,6 +64,16 @@ def test_rows_without_boxes_or_target_are_counted_and_a_corpus_of_them_is_refuse
         check_targets(iter(media_of({**SQUARE, "boxes": [[0, 0, 5, 5]]}, None)))
 
 
+def test_boxes_are_checked_against_the_image_itself():
+    assert check_boxes(media_of(ONE, None, size=(20, 20)), most=4) == [
+        "1 of 2 rows have no boxes: nothing is seen of their images",
+        "1 of 2 rows have boxes for another size of their image, to which they are scaled "
+        "(first: row 'r0' is for 10 px and has 20)",
+    ]
+    with pytest.raises(UniclError, match="row 'r0': boxes are for 10×10 px, but the image has 12×10"):
+        check_boxes(media_of(ONE, size=(12, 10)), most=4)
+
+
 def numbers(*box: Any, **more: Any) -> dict[str, Any]:
     return {**SQUARE, "boxes": [list(box)], **more}
 
@@ -102,7 +112,7 @@ def test_bad_boxes_are_one_line_that_names_the_row(media: object, words: str):
 def test_boxes_that_are_not_json_are_refused_however_deep_or_long():
     for data in (b"", b"\xff", b"[" * 100_000, b'{"width": 1e999, "height": 1e999, "boxes": []}'):
         with pytest.raises(UniclError, match="row 'x': boxes: not JSON with width"):
-            check_boxes(iter([("x", {"boxes": data})]), most=4)
+            check_boxes(iter([("x", {"boxes": data}, (10, 10))]), most=4)
 
 
 def test_weights_that_are_not_a_faster_rcnns_are_refused(tmp_path: Path):

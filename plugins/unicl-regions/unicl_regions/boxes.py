@@ -9,8 +9,8 @@ from torch import Tensor
 
 from unicl_cli.api import Drawn, UniclError, parse_json
 
-Rows = Iterable[tuple[str, Mapping[str, bytes]]]
-"""The key and the media of each row."""
+Rows = Iterable[tuple[str, Mapping[str, bytes], tuple[int, int]]]
+"""The key, the media and the image's (width, height) of each row."""
 
 
 class Regions(NamedTuple):
@@ -50,14 +50,22 @@ def grid_boxes(tokens: int) -> Tensor:
     return five_numbers(torch.stack([xs, ys, xs + 1 / side, ys + 1 / side], -1).view(1, -1, 4), 1, 1)
 
 
-def parse_boxes(name: str, media: Mapping[str, bytes]) -> tuple[Tensor, int | None]:
-    """Return the boxes (n, 5) of a row and the number of its target; UniclError if they do not fit the image.
+class RowBoxes(NamedTuple):
+    """The boxes of a row, (n, 5), the number of its target, and the ``side`` in pixels of the image they are for."""
+
+    boxes: Tensor
+    target: int | None = None
+    side: float | None = None
+
+
+def parse_boxes(name: str, media: Mapping[str, bytes]) -> RowBoxes:
+    """Return what a row's media say of its boxes; UniclError if they do not fit the image that they say.
 
     The media `boxes` is JSON with ``width``, ``height``, ``boxes`` of four corner numbers in pixels and, for referring
     expressions, ``target``, the number of the box that the text names. An error calls the row by its ``name``.
     """
     if "boxes" not in media:
-        return torch.zeros(0, 5), None
+        return RowBoxes(torch.zeros(0, 5))
     hint = "fix the boxes of the data set and prepare it again"
     try:
         found = parse_json(media["boxes"])
@@ -77,17 +85,27 @@ def parse_boxes(name: str, media: Mapping[str, bytes]) -> tuple[Tensor, int | No
         raise UniclError(f"row '{name}': box {number} {corners[number].tolist()} is empty or outside the image", hint)
     if target is not None and not (type(target) is int and 0 <= target < len(corners)):
         raise UniclError(f"row '{name}': target {target!r} is not the number of a box", hint)
-    return five_numbers(corners, width, height).float(), target
+    return RowBoxes(five_numbers(corners, width, height).float(), target, width)
 
 
 def check_boxes(rows: Rows, *, most: int) -> list[str]:
-    """Check the boxes of all rows before the first is used; return a warning with the number of rows without any.
+    """Check the boxes of all rows before the first is used; return warnings with the number of doubtful rows.
 
-    UniclError if a row has more than ``most``, or none has one.
+    Rows without a box are told, and rows whose image has another size than its boxes are for: a corpus may keep smaller
+    images. UniclError if a row has more than ``most``, if its image is not a square, or if no row has a box.
     """
     total = lacking = 0
-    for name, media in rows:
-        count = len(parse_boxes(name, media)[0])
+    scaled: list[str] = []
+    for name, media, (width, height) in rows:
+        found = parse_boxes(name, media)
+        count = len(found.boxes)
+        if count and width != height:
+            raise UniclError(
+                f"row '{name}': boxes are for {found.side:g}×{found.side:g} px, but the image has {width}×{height}",
+                "fix the boxes of the data set and prepare it again",
+            )
+        if count and found.side != width:
+            scaled.append(f"row '{name}' is for {found.side:g} px and has {width}")
         if count > most:
             raise UniclError(
                 f"row '{name}': {count} boxes, more than model.regions.most={most}", f"set model.regions.most={count}"
@@ -95,7 +113,11 @@ def check_boxes(rows: Rows, *, most: int) -> list[str]:
         total, lacking = total + 1, lacking + (count == 0)
     if lacking == total:
         raise UniclError("boxes: no row has any", "prepare a corpus with boxes, or set model.regions.boxes=grid")
-    return [f"{lacking:,} of {total:,} rows have no boxes: nothing is seen of their images"] if lacking else []
+    warnings = [f"{lacking:,} of {total:,} rows have no boxes: nothing is seen of their images"] if lacking else []
+    if scaled:
+        told = f"{len(scaled):,} of {total:,} rows have boxes for another size of their image, to which they are scaled"
+        warnings.append(f"{told} (first: {scaled[0]})")
+    return warnings
 
 
 def read_boxes(drawn: Sequence[Drawn], tokens: Tensor, text_index: Tensor, *, most: int) -> dict[str, Tensor]:
@@ -103,7 +125,7 @@ def read_boxes(drawn: Sequence[Drawn], tokens: Tensor, text_index: Tensor, *, mo
     del tokens, text_index
     padded, there = torch.zeros(len(drawn), most, 5), torch.zeros(len(drawn), most, dtype=torch.bool)
     for row, one in enumerate(drawn):
-        boxes, _ = parse_boxes(one.key, one.media)
+        boxes = parse_boxes(one.key, one.media).boxes
         padded[row, : len(boxes)], there[row, : len(boxes)] = boxes, True
     return {"boxes": padded, "region_mask": there}
 
@@ -113,7 +135,7 @@ def check_targets(rows: Rows) -> list[str]:
 
     UniclError if no row has a target.
     """
-    targets = [parse_boxes(name, media)[1] for name, media in rows]
+    targets = [parse_boxes(name, media).target for name, media, _ in rows]
     lacking = targets.count(None)
     if lacking == len(targets):
         raise UniclError("targets: no row names one of its boxes", 'prepare such a corpus, such as "scenes?task=refer"')
@@ -127,7 +149,7 @@ def read_targets(drawn: Sequence[Drawn], tokens: Tensor, text_index: Tensor) -> 
     del tokens, text_index
     targets, has = torch.zeros(len(drawn), 5), torch.zeros(len(drawn), dtype=torch.bool)
     for row, one in enumerate(drawn):
-        boxes, target = parse_boxes(one.key, one.media)
+        boxes, target, _ = parse_boxes(one.key, one.media)
         if target is not None:
             targets[row], has[row] = boxes[target], True
     return {"target_box": targets, "has_target": has}

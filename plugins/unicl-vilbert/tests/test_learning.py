@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from unicl_bert.bert import Bert, Size, Special
 from unicl_regions.boxes import Regions
-from unicl_vilbert import build_loss, build_vilbert
+from unicl_vilbert import build_loss, build_refer, build_vilbert
 
 from unicl_cli.api import NO_LABEL, Batch, Part, Plan, Step, fit, start_accelerator
 
@@ -22,7 +22,12 @@ class Objects(nn.Module):
 
     def find(self, images: Tensor, extra: dict[str, Tensor]) -> Regions:
         boxes = torch.rand(len(images), SHOWN, 5, generator=torch.Generator().manual_seed(0)) * 0.1
-        return Regions(extra["features"], boxes, torch.ones(len(images), SHOWN, dtype=torch.bool), extra["types"])
+        return Regions(
+            extra["features"],
+            extra.get("boxes", boxes),
+            torch.ones(len(images), SHOWN, dtype=torch.bool),
+            extra["types"],
+        )
 
     def distributions(self, images: Tensor, found: Regions) -> Tensor:
         return found.classes
@@ -43,6 +48,25 @@ def batches() -> Iterator[tuple[int, Batch]]:
         yield step, Batch(images, tokens, rows, torch.full([ROWS], NO_LABEL), 2**40 + rows, rows, extra)
 
 
+def referring() -> Iterator[tuple[int, Batch]]:
+    """Two of four things are alike, one on either side; the text names their type and a side (word 8 or 9)."""
+    noise = torch.Generator().manual_seed(5)
+    vectors = torch.randn(TYPES, FEATURES, generator=noise)
+    corners = torch.tensor([[0.1, 0.1], [0.6, 0.1], [0.1, 0.6], [0.6, 0.6]])
+    places = torch.cat([corners, corners + 0.3, torch.full((4, 1), 0.09)], 1)
+    rows = torch.arange(ROWS)
+    for step in range(STEPS // 2):
+        kinds = torch.stack([torch.randperm(TYPES - 2, generator=noise)[:3] for _ in range(ROWS)])
+        order = torch.rand(ROWS, SHOWN, generator=noise).argsort(1)
+        types, boxes = kinds[:, [0, 0, 1, 2]].gather(1, order), places[order]
+        side = torch.randint(0, 2, (ROWS,), generator=noise)
+        words = torch.stack([torch.full_like(side, -2), kinds[:, 0], TYPES - 2 + side, torch.full_like(side, -1)], 1)
+        extra = {"features": 20 * vectors[types], "types": F.one_hot(types, TYPES).float(), "boxes": boxes}
+        extra |= {"target_box": places[side], "has_target": torch.ones(ROWS, dtype=torch.bool)}
+        images, labels = torch.zeros(ROWS, 3, 2, 2, dtype=torch.uint8), torch.full([ROWS], NO_LABEL)
+        yield step, Batch(images, words + 3, rows, labels, 2**40 + rows, rows, extra)
+
+
 class Tail:
     """A sink that keeps the figures of the last steps."""
 
@@ -58,24 +82,34 @@ class Tail:
     def close(self) -> None: ...
 
 
-def trained(*, crossed: bool) -> Tail:
+def trained(loss: nn.Module, stream: Iterator[tuple[int, Batch]], **options: bool) -> Tail:
     torch.manual_seed(0)
     text = Bert(Size(TYPES + 4, 48, 2, 4, 96, 8), Special(0, 2, TYPES + 3))
     made = {"text": text, "regions": Objects()}
     sizes = {"width": 48, "heads": 4, "hidden": 96, "blocks": 2, "shared": 48, "shared_heads": 4}
     parts = {name: Part(name, {}) for name in made}
-    model = build_vilbert(encoder=lambda part: made[part.name], chunks=1, **parts, **sizes, co_attention=crossed)
-    step, tail = Step(model, build_loss()), Tail()
+    model = build_vilbert(encoder=lambda part: made[part.name], chunks=1, **parts, **sizes, **options)
+    step, tail = Step(model, loss), Tail()
     plan = Plan(steps=STEPS, seed=0, lr=lambda n: 2e-3 * min(1, (n + 1) / 20), log_every=1)
     optimizer = torch.optim.AdamW(step.parameters(), lr=2e-3)
-    fit(step.train(), batches(), optimizer, plan, start_accelerator("fp32", "cpu"), tail, after=lambda step: None)
+    fit(step.train(), stream, optimizer, plan, start_accelerator("fp32", "cpu"), tail, after=lambda step: None)
     return tail
 
 
 @pytest.mark.slow
 def test_words_and_regions_need_co_attention_and_alignment_does_not():
-    joint, apart = trained(crossed=True), trained(crossed=False)
+    joint, apart = (trained(build_loss(), batches(), co_attention=crossed) for crossed in (True, False))
     for name in ("words_acc", "regions_acc"):
         assert joint.mean(name) >= 0.6
         assert apart.mean(name) <= 0.25
     assert apart.mean("align_acc") >= 0.8
+
+
+@pytest.mark.slow
+def test_the_side_of_an_expression_is_learned_if_places_count_beside_large_features():
+    found = {
+        apart: trained(build_refer(image_width=48, moves_pixels=False), referring(), separate_norms=apart)
+        for apart in (True, False)
+    }
+    assert found[True].mean("acc@0.5") >= 0.9
+    assert found[False].mean("acc@0.5") <= 0.6, "it finds the two that are alike, and guesses"

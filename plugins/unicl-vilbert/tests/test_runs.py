@@ -113,6 +113,7 @@ def test_grid_regions_are_cells_of_the_tower_with_the_classes_of_what_they_show(
         (("model.regions={name: vilbert-rcnn}",), "Faster R-CNN has no weights"),
         (("batch.size=3",), "a process has 3 rows"),
         (("model.heads=3",), "not a multiple of heads 3"),
+        (("loss=unicl",), "vilbert: has no image feature of its own"),
     ],
 )
 def test_a_recipe_that_cannot_work_is_one_line(
@@ -160,18 +161,23 @@ def test_figures_of_a_split_without_boxes_are_refused(run: Path, made: Path, cap
     assert "boxes: no row has any" in capsys.readouterr().err
 
 
-def test_a_dry_run_knows_the_quickstart_and_the_papers_sizes(
-    made: Path, small: dict[str, tuple[str, ...]], tmp_path: Path, capsys
-):
-    assert main(["train", "vilbert-shapes", *small["scenes"], "--dry-run", "--json"]) == 0
+def test_a_dry_run_estimates_the_memory_of_a_joint_model(small: dict[str, tuple[str, ...]], capsys):
+    assert main(["train", "vilbert-shapes", *small["scenes"], "batch.size=4", "--dry-run", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["parameters_of"]["text"] > 1000
-    assert found["memory"]["weights"] > 4000
-    paper = ("vilbert-cc3m", f"data.train=[{{corpus: {made / 'scenes'}}}]", "model.text={name: bert}")
+    assert found["flops_of_one"]["pair"] > 1e5, "an image and a text are read together"
+    assert found["memory"]["activations"] > 1e5
+
+
+@pytest.mark.slow
+def test_a_dry_run_knows_the_papers_sizes(made: Path, capsys):
+    paper = ("vilbert-cc3m", f"data.train=[{{corpus: {made / 'scenes'}}}]", "model.text={name: bert}", "batch.size=2")
     assert main(["train", *paper, "--dry-run", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["parameters_of"]
+    document = json.loads(capsys.readouterr().out)
+    found = document["parameters_of"]
     assert found["text"] == pytest.approx(86e6, rel=0.02), "BERT-base but for its large vocabulary"
     assert found["co_layers"] + found["region_layers"] > 60e6
+    assert document["memory"]["activations"] > 1e6
 
 
 @pytest.mark.slow
@@ -191,16 +197,16 @@ def test_a_faster_rcnn_of_random_weights_gives_padded_regions(tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["vilbert-shapes", "vilbert-refer"])
+@pytest.mark.parametrize(
+    ("recipe", "name"), [("vilbert-shapes", "scenes"), ("vilbert-refer", "refer"), ("vilbert-answer", "question")]
+)
 def test_two_and_three_processes_train_the_weights_of_one(
-    recipe: str, made: Path, small: dict[str, tuple[str, ...]], run: Path, tmp_path: Path
+    recipe: str, name: str, small: dict[str, tuple[str, ...]], tmp_path: Path
 ):
-    name = "scenes" if recipe == "vilbert-shapes" else "refer"
-    start = () if recipe == "vilbert-shapes" else (f"model.init={run}",)
-    changes = (*small[name], *SGD, *start)
+    start = {"scenes": (), "refer": ("model.init=null",), "question": ("model.init=null", "loss.model_width=16")}
+    changes = (*small[name], *SGD, *start[name], "steps=2")
     one = train(recipe, tmp_path / "one", *changes)
-    every = itertools.product((2, 3), ("ddp", "fsdp2"))
-    for count, strategy in every if name == "scenes" else ((2, "ddp"), (3, "fsdp2")):
+    for count, strategy in itertools.product((2, 3), ("ddp", "fsdp2")):
         other = tmp_path / f"{strategy}-{count}"
         on_ranks(count, "train", recipe, *changes, f"parallel.strategy={strategy}", "--run-dir", other, "-q")
         assert furthest(one, other) < 1e-4, other

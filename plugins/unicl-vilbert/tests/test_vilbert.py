@@ -7,16 +7,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from unicl_bert.bert import Bert, Size, Special
+from unicl_bert.bert import Bert, Size, Special, start_small
 from unicl_bert.layers import Attention
 from unicl_regions.boxes import Regions
-from unicl_vilbert import build_loss, build_refer, build_vilbert
+from unicl_vilbert import build_answer, build_loss, build_refer, build_vilbert
 from unicl_vilbert.losses import ReferLoss, align_task, region_task
 from unicl_vilbert.masking import draw_dice, mask_regions
 from unicl_vilbert.model import Vilbert
 from unicl_vilbert.streams import CoLayer, RegionEmbedding
 
 from unicl_cli.api import NO_LABEL, NO_TEXT, Batch, Drawn, Part, UniclError, share_of_mean
+from unicl_cli.testing import FeatureTable
 
 WORDS, CLASSES, REGIONS, WIDTH = 30, 5, 4, 16
 PAD, START, END = 0, 1, 2
@@ -227,7 +228,7 @@ def test_without_co_attention_no_stream_learns_of_the_other():
 
 
 def test_a_masked_region_leaves_no_trace_in_the_mean_feature():
-    embed = RegionEmbedding(6, 12).double()
+    embed = RegionEmbedding(6, 12, separate_norms=False).double()
     found = regions_of(batch_of(2))
     two = found["features"].clone()
     two[:, 1] += 1
@@ -243,6 +244,29 @@ def test_a_masked_region_leaves_no_trace_in_the_mean_feature():
     torch.testing.assert_close(
         shown[:, 0], embed.norm(embed.feature(two.mean(1)) + embed.box(torch.tensor([0, 0, 1, 1, 1.0]).double()))
     )
+
+
+def test_a_place_moves_a_region_beside_large_features_if_both_are_normed_apart():
+    features, there = 20 * torch.randn(1, 2, 128, generator=torch.Generator().manual_seed(0)), torch.ones(1, 2) > 0
+    left, right = torch.tensor([0.1, 0.1, 0.4, 0.4, 0.09]), torch.tensor([0.6, 0.1, 0.9, 0.4, 0.09])
+    moved: dict[bool, float] = {}
+    for apart in (True, False):
+        torch.manual_seed(0)
+        embed = RegionEmbedding(128, 64, separate_norms=apart).apply(start_small)
+        seen = [
+            embed(Regions(features, torch.stack(boxes)[None], there), ~there, ~there)[0][0, 1]
+            for boxes in ([left, right], [right, left])
+        ]
+        moved[apart] = ((seen[0] - seen[1]).norm() / seen[0].norm()).item()
+    assert moved[True] > 0.3
+    assert moved[False] < 0.03
+
+
+def test_a_loss_of_vilbert_on_another_model_is_one_line():
+    refer = build_refer(image_width=4, moves_pixels=False)
+    for loss in (build_loss(), refer, build_answer(model_width=4, num_classes=2)):
+        with pytest.raises(UniclError, match="loss: the losses of vilbert need its two streams"):
+            loss(FeatureTable(rows=4, width=4), batch_of())
 
 
 def test_masked_regions_are_zeroed_nine_times_of_ten():

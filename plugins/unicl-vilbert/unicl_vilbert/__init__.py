@@ -30,11 +30,13 @@ def build_vilbert(  # noqa: PLR0913 - its options are keys of the recipe
     shared: Count = 1024,
     shared_heads: Count = 8,
     co_attention: bool = True,
+    separate_norms: bool = False,
 ) -> nn.Module:
     """ViLBERT (NeurIPS 2019): `blocks` pairs of co-attention and self-attention over regions and words.
 
     `width`, `heads`, `hidden` are those of the image stream, `shared` is the width of co-attention. Without
-    `co_attention` each stream looks at itself in its place.
+    `co_attention` each stream looks at itself in its place. `separate_norms` normalises a region's feature and its box
+    apart before they are added (LXMERT), so that a short training sees places.
     """
     from unicl_bert.bert import Bert
 
@@ -51,7 +53,7 @@ def build_vilbert(  # noqa: PLR0913 - its options are keys of the recipe
         raise UniclError(f"vilbert: {blocks} blocks need as many text layers, not {len(words.units)}", "lower blocks")
     sizes = {"blocks": blocks, "width": width, "heads": heads, "hidden": hidden}
     layers = build_layers(words, **sizes, shared=(shared, shared_heads), crossed=co_attention)
-    return Vilbert(found, words, layers, width=width, shared=shared, chunks=chunks)
+    return Vilbert(found, words, layers, width=width, shared=shared, separate_norms=separate_norms, chunks=chunks)
 
 
 def build_loss(

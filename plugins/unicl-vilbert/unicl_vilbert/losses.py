@@ -27,6 +27,12 @@ def region_divergence(logits: Tensor, target: Tensor) -> Tensor:
     return F.kl_div(logits.log_softmax(-1), target.to(logits.dtype), reduction="none").sum(-1)
 
 
+def check_model(model: object) -> None:
+    """Raise UniclError unless a loss of this file is trained on a vilbert model."""
+    if not isinstance(model, Vilbert):
+        raise UniclError("loss: the losses of vilbert need its two streams", "set model.name=vilbert")
+
+
 def caption_tokens(batch: Batch) -> tuple[Tensor, Tensor]:
     """Return each row's tokens, int64 (b, L), and bool (b,): it has a text."""
     return batch.tokens[batch.text_index], batch.text_index != NO_TEXT
@@ -80,6 +86,7 @@ class VilbertLoss(Joint):
         return sum_tasks(self.tasks(model, batch), self.weights)
 
     def tasks(self, model: Vilbert, batch: Batch) -> dict[str, Task]:
+        check_model(model)
         dice, (tokens, has) = batch.extra["dice"], caption_tokens(batch)
         wrong = self.choose_wrong(batch, tokens, has, dice)
         tokens = torch.where(wrong[:, None], tokens[neighbours(tokens)], tokens)
@@ -177,6 +184,7 @@ class ReferLoss(Joint):
 
     def look(self, model: Vilbert, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return logits (b, R), IoU with the target (b, R), bool (b, R) of real regions, bool (b,): has a target."""
+        check_model(model)
         tokens, has = caption_tokens(batch)
         found = model.find(batch.images, batch.extra)
         states = model(model.text_tokens(tokens), model.text.there(tokens), found)
@@ -216,6 +224,7 @@ class AnswerLoss(Joint):
         return {"loss": share_of_mean(task.values, task.valid), "answers_acc": right.detach()}
 
     def tasks(self, model: Vilbert, batch: Batch) -> dict[str, Task]:
+        check_model(model)
         tokens, has = caption_tokens(batch)
         found = model.find(batch.images, batch.extra)
         states: States = model(model.text_tokens(tokens), model.text.there(tokens), found)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from unicl_cli.api import NO_LABEL, Drawn, UniclError, load_model, read_regular
+from unicl_cli.api import NO_LABEL, Drawn, UniclError, decode_pixels, load_model, read_regular, write_note
 from unicl_vilbert.model import Vilbert
 
 SIDE, LINE, IN_A_ROW = 144, 16, 6
@@ -52,7 +52,9 @@ def draw_maps(image: Path, text: str, run: str, out: Path, boxes: Path | None, b
         raise UniclError(f"{run} {wanted} boxes", "set --boxes FILE for a run on boxes, and only there")
     tokens = tokenizer([text])
     if boxes is not None:
-        model.check_rows([(str(boxes), media)])
+        height, width = decode_pixels(data).shape[1:]
+        for warning in model.check_rows([(str(boxes), media, (width, height))]):
+            write_note(f"warning: {warning}")
     extra = model.extra([drawn], tokens, torch.zeros(1, dtype=torch.int64)) if boxes is not None else {}
     weights = attention_of(model, tokens, pixels[None], extra, block)
     found = model.find(pixels[None], extra)

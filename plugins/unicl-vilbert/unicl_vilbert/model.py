@@ -9,8 +9,17 @@ from unicl_bert.bert import Bert, start_small
 from unicl_bert.layers import Layer, Prediction
 from unicl_regions.boxes import Regions
 
-from unicl_cli.api import at_least_float32, chunked
+from unicl_cli.api import UniclError, at_least_float32, chunked
 from unicl_vilbert.streams import CoLayer, RegionEmbedding, States
+
+
+class NoFeatureError(UniclError, TypeError):
+    """A loss or a command asks for features that a joint model does not have."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(
+            message, "use a loss of vilbert (vilbert, vilbert-refer, vilbert-answer); eval --evaluator loss"
+        )
 
 
 class Vilbert(nn.Module):
@@ -28,6 +37,7 @@ class Vilbert(nn.Module):
         *,
         width: int,
         shared: int,
+        separate_norms: bool,
         chunks: int,
     ) -> None:
         super().__init__()
@@ -35,7 +45,7 @@ class Vilbert(nn.Module):
         self.text, self.regions, self.chunks = text, regions, chunks
         self.co_layers, self.region_layers = layers
         self.before = len(text.units) - len(cast("Any", self.region_layers))
-        self.embed_regions = RegionEmbedding(found.width, width)
+        self.embed_regions = RegionEmbedding(found.width, width, separate_norms=separate_norms)
         self.classify, self.region_classes = Prediction(width), nn.Linear(width, found.classes)
         self.pool_words, self.pool_regions = nn.Linear(text.width, shared), nn.Linear(width, shared)
         self.align = nn.Linear(shared, 2)
@@ -91,13 +101,13 @@ class Vilbert(nn.Module):
         return self.region_classes(self.classify(states.regions[:, 1:]))
 
     def encode_image(self, images: Tensor) -> NoReturn:
-        raise TypeError("vilbert has no image feature of its own: each image is read together with a text")
+        raise NoFeatureError("vilbert: has no image feature of its own: each image is read together with a text")
 
     def encode_text(self, tokens: Tensor) -> NoReturn:
-        raise TypeError("vilbert has no text feature of its own: each text is read together with an image")
+        raise NoFeatureError("vilbert: has no text feature of its own: each text is read together with an image")
 
     def scale(self, name: str = "text") -> NoReturn:
-        raise TypeError("vilbert has no scale: it scores pairs")
+        raise NoFeatureError("vilbert: has no scale: it scores pairs")
 
 
 def build_layers(

@@ -44,11 +44,17 @@ class CoLayer(nn.Module):
 
 
 class RegionEmbedding(nn.Module):
-    """LayerNorm(Linear(feature) + Linear(box)), `<IMG>` first: the mean feature in the box of the whole image."""
+    """LayerNorm(Linear(feature) + Linear(box)), `<IMG>` first: the mean feature in the box of the whole image.
 
-    def __init__(self, inputs: int, width: int) -> None:
+    With ``separate_norms``, each of the two has a LayerNorm of its own before the sum (LXMERT, EMNLP 2019, section
+    2.1): features are often so much larger than boxes that a short training sees no places.
+    """
+
+    def __init__(self, inputs: int, width: int, *, separate_norms: bool) -> None:
         super().__init__()
         self.feature, self.box, self.norm = nn.Linear(inputs, width), nn.Linear(5, width), nn.LayerNorm(width, EPS)
+        each = [nn.LayerNorm(width, EPS) if separate_norms else nn.Identity() for _ in range(2)]
+        self.feature_norm, self.box_norm = each
 
     def forward(self, found: Regions, masked: Tensor, zeroed: Tensor) -> tuple[Tensor, Tensor]:
         """Return (b, 1 + R, width) and bool (b, 1 + R); ``masked`` and ``zeroed`` are bool (b, R).
@@ -61,5 +67,6 @@ class RegionEmbedding(nn.Module):
         mean = (features * counted).sum(1, keepdim=True) / counted.sum(1, keepdim=True).clamp(min=1)
         features = features.masked_fill(zeroed[..., None], 0)
         whole = boxes.new_tensor([0, 0, 1, 1, 1]).expand(len(boxes), 1, 5)
-        x = self.feature(torch.cat([mean, features], 1)) + self.box(torch.cat([whole, boxes], 1))
-        return self.norm(x), torch.cat([torch.ones_like(found.there[:, :1]), found.there], 1)
+        seen = self.feature_norm(self.feature(torch.cat([mean, features], 1)))
+        placed = self.box_norm(self.box(torch.cat([whole, boxes], 1)))
+        return self.norm(seen + placed), torch.cat([torch.ones_like(found.there[:, :1]), found.there], 1)

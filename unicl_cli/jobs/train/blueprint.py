@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from unicl_cli.build.data import TrainingData, build_tokenizer
+from unicl_cli.build.data import TrainingData, build_tokenizer, reader_of
 from unicl_cli.build.init import adopted_tokenizer, load_init
 from unicl_cli.build.media import check_media, check_rows
 from unicl_cli.build.model import add_adapters, build_step
@@ -59,7 +59,7 @@ class Blueprint:
             self.trained,
             **self.data.facts,
         )
-        check_media(step, self.data)
+        check_media(step, self.data, reader_of(self.recipe))
         origin = None if self.start is None else load_init(step, self.recipe, self.start, tokenizer)
         if origin is not None and tokenizer is not None and tokenizer is self.adopted():
             origin += ", with its tokenizer"

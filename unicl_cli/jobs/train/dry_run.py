@@ -19,6 +19,7 @@ from unicl_cli.build.data import (
     build_tokenizer,
     check_learnable,
     check_texts,
+    reader_of,
     total_steps,
 )
 from unicl_cli.build.init import adopted_tokenizer
@@ -93,7 +94,7 @@ def dry_run_facts(recipe: Recipe, run: Path, world: int, card: float | None = No
     at_once = -(-sizes.local // chunks)
     step, tokenizer = build_on_meta(recipe, data, fit_tokenizer, chunks)
     check_texts(tokenizer, data)
-    check_media(step, data)
+    check_media(step, data, reader_of(recipe))
     for warning in check_rows(step, data):
         write_note(f"warning: {warning}")
     check_evaluators(recipe, step, tokenizer)

@@ -183,17 +183,30 @@ def state_bytes(recipe: Recipe, step: Step, sharded_over: int) -> dict[str, int]
 def count_flops(step: Step, shape: BatchShape) -> dict[str, int]:
     """Count the floating-point operations of one forward of an image, and of a text of full length.
 
+    A joint model has no forward of an image alone (it raises TypeError, docs/plugins.md): a `pair` is a row of a step.
     Attention is counted as the matrix products that define it, so that the count does not depend on the fused kernel
     that a machine has.
     """
-    model, two = cast("Model", step.model), fake_batch(shape._replace(rows=2, views=1))
-    counted: dict[str, int] = {}
-    ways: dict[str, Callable[[], Any]] = {"picture": lambda: model.encode_image(two.images)}
+    two = shape._replace(rows=2, views=1)
+    try:
+        return count_towers(step, two)
+    except TypeError:
+        columns = columns_of_row(step, two)
+        return {"pair": operations(lambda: step(fake_batch(two, columns))) // 2}
+
+
+def count_towers(step: Step, two: BatchShape) -> dict[str, int]:
+    """Return the operations of an image and of a text, each encoded alone; ``two`` rows are encoded at once."""
+    model, batch = cast("Model", step.model), fake_batch(two)
+    found = {"picture": operations(lambda: model.encode_image(batch.images)) // 2}
     has_tower = not isinstance(step.model, TwoTower) or step.model.text is not None  # a loss may read tokens itself
-    if shape.length is not None and has_tower:
-        ways["text"] = lambda: model.encode_text(two.tokens)
-    for name, forward in ways.items():
-        with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            forward()
-        counted[name] = counter.get_total_flops() // 2
-    return counted
+    if two.length is not None and has_tower:
+        found["text"] = operations(lambda: model.encode_text(batch.tokens)) // 2
+    return found
+
+
+def operations(forward: Callable[[], Any]) -> int:
+    """Return the floating-point operations of a call without gradients."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        forward()
+    return counter.get_total_flops()
