@@ -110,7 +110,7 @@ class TwoTower(nn.Module):
         heads: bool = False,
     ) -> None:
         super().__init__()
-        self.heads = heads
+        self.has_kind_heads = heads
         if heads:
             check_heads(image, text)
         self.image = add_projection(image, embed_dim * (1 + heads))
@@ -153,7 +153,7 @@ class TwoTower(nn.Module):
 
     def encode_text(self, tokens: Tensor) -> Features:
         """Encode int64 (U, L) to pooled (U, width) and embed (U, embed_dim)."""
-        if not self.heads:
+        if not self.has_kind_heads:
             return Features(*self._encode_text(tokens))
         tokens, is_prompt = read_marks(tokens)
         pooled, embed = self._encode_text(tokens)
@@ -184,7 +184,7 @@ class TwoTower(nn.Module):
     def _finish_image(self, pooled: Tensor, joint: Tensor) -> tuple[Tensor, Tensor]:
         """Convert an image tower's output to pooled and embed."""
         pooled, joint = at_least_float32(pooled), at_least_float32(joint)
-        if self.normalize and self.heads:
+        if self.normalize and self.has_kind_heads:
             joint = F.normalize(joint.unflatten(1, (2, -1)), dim=-1).flatten(1) * 0.5**0.5
         elif self.normalize:
             joint = F.normalize(joint, dim=-1)
@@ -232,7 +232,7 @@ class TwoTower(nn.Module):
         """Encode int64 (U, L) to (U, L, width) with a tower that has ``tokens``."""
         if self.text is None:
             raise UniclError(NO_TOWER, "set model.text, or use a loss on images alone: ce, supcon")
-        plain = read_marks(tokens)[0] if self.heads else tokens
+        plain = read_marks(tokens)[0] if self.has_kind_heads else tokens
         return at_least_float32(cast("Any", self.text).trunk.tokens(plain))
 
     def scale(self, name: str = "text") -> Tensor:

@@ -8,11 +8,12 @@ import pytest
 import torch
 import yaml
 
-from unicl_cli.build.data import build_data, build_tokenizer, check_learnable, merged_classes, total_steps, worker_count
+from unicl_cli.build.data import build_data, build_tokenizer, check_learnable, merged_classes, total_steps
 from unicl_cli.build.init import load_init
 from unicl_cli.build.load import load_model
 from unicl_cli.build.model import build_image_tower, build_step
 from unicl_cli.build.optimizer import build_optimizer, decay_groups, learning_rate, recipe_warnings, warmup_steps
+from unicl_cli.build.workers import worker_count
 from unicl_cli.cli import main
 from unicl_cli.contracts import ClassName
 from unicl_cli.core import checkpoint

@@ -31,7 +31,7 @@ def test_an_evaluator_of_a_plugin_runs_by_its_name(model: str, capsys: pytest.Ca
     capsys.readouterr()
     assert run(["eval", model, "--evaluator", "odd-spread", "--json"]) == 0
     (entry,) = json.loads(capsys.readouterr().out)["data"]
-    assert list(entry) == ["name", "split", "evaluators", "checksum"]
+    assert list(entry) == ["name", "split", "evaluators", "checksum", "trained_classes"]
     figures = entry["evaluators"]["odd-spread"]
     assert figures["n"] > 100
     assert -1 <= figures["overall"] < figures["within_class"] <= 1 + 1e-6

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,7 +15,6 @@ from unicl_cli.build.order import build_order
 from unicl_cli.contracts import MOST_GROUPS, ClassName, LabelSets
 from unicl_cli.core.class_groups import ancestors_of, describe_place, groups_of, label_sets_of
 from unicl_cli.core.label_sets import MOST_NAMED
-from unicl_cli.core.machine import cores
 from unicl_cli.core.prompts import load_templates
 from unicl_cli.core.sampler import Order
 from unicl_cli.data.corpus import Corpus, open_corpus
@@ -38,8 +36,6 @@ from unicl_cli.formats import count_of
 from unicl_cli.recipe.schema import MAX_STEPS, Recipe, TrainData
 from unicl_cli.tower_contracts import Tokenizer
 
-WORKERS_PER_CORE = 4
-"""Loader processes that a core can still serve."""
 TRIED_ROWS = 100
 """Rows of each kind of a corpus whose texts are tried before a training."""
 
@@ -175,7 +171,7 @@ def check_heads(recipe: Recipe, strands: Sequence[Strand], *, captions: bool) ->
 
     ``captions``: rows with a label may show captions.
     """
-    if recipe.model.part.options.get("heads") is None:
+    if recipe.model.name != "two_tower" or recipe.model.part.options.get("heads") is None:
         return
     only_captions = recipe.data.text_for_labelled == "caption"
     prompts = any(s.kind == LABELS and not (only_captions and s.all_captioned()) for s in strands)
@@ -387,18 +383,3 @@ def check_texts(tokenizer: Tokenizer | None, data: TrainingData) -> None:
         texts = list(data.mix.some_texts(TRIED_ROWS))
         if texts:
             tokenizer(texts)
-
-
-def worker_warnings(recipe: Recipe) -> list[str]:
-    """Return a warning if the recipe names more loader processes than this machine can use."""
-    asked, most = recipe.data.workers, WORKERS_PER_CORE * cores()
-    if asked == "auto" or asked <= most:
-        return []
-    return [f"data.workers: {asked} are too many for {cores()} cores: {most} are started"]
-
-
-def worker_count(recipe: Recipe, device: torch.device, local_world: int) -> int:
-    """Return the loader's workers; ``auto``: one per core, up to 8, but none on a CPU, which trains on its cores."""
-    if recipe.data.workers != "auto":
-        return min(recipe.data.workers, WORKERS_PER_CORE * cores())
-    return 0 if device.type == "cpu" else min(8, cores() // local_world)

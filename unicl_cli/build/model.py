@@ -108,7 +108,7 @@ def check_texts(recipe: Recipe, model: nn.Module, loss: nn.Module) -> None:
             f"data.text_for_labelled=both: the loss '{recipe.loss.name}' takes one text a row",
             "set it to prompt, caption or mixed, or use the loss unicl",
         )
-    if getattr(model, "heads", False) and reads_tokens(recipe):
+    if getattr(model, "has_kind_heads", False) and reads_tokens(recipe):
         raise UniclError(
             f"model.heads: the loss '{recipe.loss.name}' reads the tokens of texts itself",
             "remove model.heads, or use a loss that does not: unicl, clip",
@@ -138,7 +138,7 @@ def begin_prompts(model: nn.Module, tokenizer: Tokenizer) -> None:
     UniclError for a model with ``heads`` and a tokenizer from elsewhere.
     """
     token = next((traits.prompt_token for traits in traits_in(model) if traits.prompt_token is not None), None)
-    heads = bool(getattr(model, "heads", False))
+    heads = bool(getattr(model, "has_kind_heads", False))
     if isinstance(tokenizer, TextTokenizer):
         tokenizer.begin_prompts(token)
         tokenizer.marks_prompts = heads

@@ -11,8 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from unicl_cli.build.data import worker_count
 from unicl_cli.build.optimizer import build_optimizer
+from unicl_cli.build.workers import worker_count
 from unicl_cli.contracts import Batch
 from unicl_cli.core.loop import Plan, fit
 from unicl_cli.core.machine import cores

@@ -7,7 +7,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from unicl_cli.build.data import TrainingData, augments_of, worker_count
+from unicl_cli.build.data import TrainingData, augments_of
+from unicl_cli.build.workers import worker_count
 from unicl_cli.core.dist import any_rank, gather, rank, world_size
 from unicl_cli.core.loop import Step
 from unicl_cli.data.loader import load_images

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from unicl_cli import __version__
-from unicl_cli.build.data import TrainingData, build_data, check_learnable, worker_warnings
+from unicl_cli.build.data import TrainingData, build_data, check_learnable
 from unicl_cli.build.lora import MARK, has_adapters
 from unicl_cli.build.model import store_towers
 from unicl_cli.build.optimizer import recipe_warnings
 from unicl_cli.build.param_groups import KEY, recipe_key
+from unicl_cli.build.workers import worker_warnings
 from unicl_cli.core import checkpoint, checkpoint_files
 from unicl_cli.core.dist import bare, rank, sum_over_ranks, world_size
 from unicl_cli.core.ema import Average

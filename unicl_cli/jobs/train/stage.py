@@ -10,8 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from unicl_cli.build.data import worker_count
 from unicl_cli.build.optimizer import learning_rate
+from unicl_cli.build.workers import worker_count
 from unicl_cli.contracts import NO_KEY, NO_LABEL, Batch
 from unicl_cli.core.batch_columns import KNOWN, LABEL_SET
 from unicl_cli.core.dist import any_rank, bare, gather, rank, world_size
