@@ -72,8 +72,8 @@ def whole(place):
 
 @pytest.fixture(scope="module")
 def short(place):
-    """(run with 200 MiB, what it said)."""
-    code, err = limited(place, "short", 200)
+    """(run with 140 MiB, what it said)."""
+    code, err = limited(place, "short", 140)
     assert code == 0, err
     return place / "short", err
 
