@@ -198,9 +198,10 @@ PREPARE = [
     Case("prepare --labels photos -o c --dedup maybe", "--dedup: unknown value 'maybe'"),
     Case("prepare --labels cifar10 -o c", "cifar10: cifar-10-python.tar.gz (170 MB): not found"),
     Case("prepare --label photos", "--label"),
+    Case("prepare --list --labels photos", "--list: shows all names, and takes no source"),
 ]
 
-IMPERATIVES = "add check choose close download move name remove save see set unset use write usage:"
+IMPERATIVES = "add check choose close download leave move name remove save see set unset use write usage:"
 """First words of the hints of ``prepare``; a wrong option is answered with the usage."""
 
 TRAIN = [

@@ -259,7 +259,7 @@ def prepare(
     if list_known:
         from unicl_cli.jobs.prepare.dataset_list import list_datasets
 
-        list_datasets(as_json=json)
+        list_datasets([*(labels or ()), *(captions or ()), *(images or ())], as_json=json)
         return
     check_encoding(**{"-o": [str(out)]})
     if engine != "local" and (dry_run or verify or repair):

@@ -5,7 +5,7 @@ from typing import Any
 
 from unicl_cli.core.json_output import print_json
 from unicl_cli.data.sources.catalogue import SHARDS_HUB, Dataset, known_datasets
-from unicl_cli.errors import print_line
+from unicl_cli.errors import UniclError, print_line
 from unicl_cli.pages.text import align_columns, terminal_width
 
 WIDTH = 80
@@ -13,8 +13,10 @@ WIDTH = 80
 MILLION = 1_000_000
 
 
-def list_datasets(*, as_json: bool) -> None:
-    """Write the list to standard output."""
+def list_datasets(sources: Sequence[str], *, as_json: bool) -> None:
+    """Write the list to standard output. UniclError for ``sources``, which would be ignored."""
+    if sources:
+        raise UniclError("--list: shows all names, and takes no source", "leave out --list, or the sources")
     known = list(known_datasets().values())
     if as_json:
         print_json({"schema": "unicl/prepare-list/1", "datasets": [_describe(dataset) for dataset in known]})
