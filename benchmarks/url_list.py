@@ -36,7 +36,7 @@ HERE = ipaddress.IPv4Network("127.1.0.0/24")
 rule = addresses.is_public
 addresses.is_public = lambda text: rule(text) or (":" not in text and ipaddress.IPv4Address(text) in HERE)
 """
-"""What Python runs first in every process of ours: the server's addresses are public."""
+"""Code that each process of unicl runs first: it makes the server's addresses public."""
 
 
 def url_at(number: int, port: int) -> str:

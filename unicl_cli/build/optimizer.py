@@ -115,7 +115,7 @@ def average_warnings(recipe: Recipe, steps: int) -> list[str]:
 def pretrained_rates(recipe: Recipe) -> dict[str, float]:
     """Return the peak learning rate of each tower that starts from trained weights, all of them at one rate.
 
-    Left out are towers of a run that learned at such a rate itself: it is no higher than the one that made them.
+    Towers of a run that learned at this rate, or at a higher one, are left out.
     """
     model, options = recipe.model, recipe.model.part.options
     earlier = earlier_rates(model.init)

@@ -7,8 +7,9 @@ import weakref
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Self, TypeVar
 
+from unicl_cli.core.derived import Derived
 from unicl_cli.errors import UniclError
 
 T = TypeVar("T")
@@ -26,7 +27,7 @@ def full_disk_error(error: OSError) -> UniclError:
     )
 
 
-class Spool(Sequence[T]):
+class Spool(Derived[T]):
     """Values that are appended once and read in any order, by any thread; a quarter of a byte per value in memory.
 
     ``pack`` turns a value into plain tuples, texts and numbers, and ``unpack`` turns these into an equal value. The
@@ -64,17 +65,9 @@ class Spool(Sequence[T]):
     def __len__(self) -> int:
         return (len(self._ends) - 1) * BLOCK + len(self._last)
 
-    @overload
-    def __getitem__(self, at: int) -> T: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[T]: ...
-    def __getitem__(self, at: int | slice) -> T | list[T]:
-        if isinstance(at, slice):
-            return [self[number] for number in range(*at.indices(len(self)))]
-        number = at + len(self) if at < 0 else at
-        if not 0 <= number < len(self):
-            raise IndexError(f"value {at} of {len(self)}")
-        return self.unpack(self._block(number // BLOCK)[number % BLOCK])
+    def derive(self, at: int) -> T:
+        """Return the value at a place from 0 to before the length."""
+        return self.unpack(self._block(at // BLOCK)[at % BLOCK])
 
     def __iter__(self) -> Iterator[T]:
         blocks = (self._block(number) for number in range(len(self._ends)))

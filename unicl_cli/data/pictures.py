@@ -216,7 +216,7 @@ def file_size_in_pixels(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path, formats=_FORMATS) as image:
             return upright_size(image)
-    except Exception:  # the whole file says why; a damaged note is no fault of it  # noqa: BLE001
+    except Exception:  # reading the whole file gives the reason; a damaged note does not matter  # noqa: BLE001
         return upright_size(open_image(read_regular(path, MAX_BYTES)))
 
 

@@ -59,7 +59,7 @@ def read_lines(path: Path, encoding: str, src: str, newline: str = "\n") -> Iter
 
 
 def read_strict_lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a UTF-8 file, which is no source and takes no options.
+    """Yield the lines of a UTF-8 file that is not a source and takes no options.
 
     UniclError as `read_lines`, and for a line that is too long or a file that cannot be opened.
     """

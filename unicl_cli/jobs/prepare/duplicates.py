@@ -236,7 +236,7 @@ def find_duplicates(
 
 
 class _Findings:
-    """What is found, scope by scope, added to what was found ``before``."""
+    """Duplicates found scope by scope, added to those found ``before``."""
 
     def __init__(self, before: Duplicates, finished: frozenset[str], row_at: Callable[[Unit, int], Row]) -> None:
         self.before, self.finished, self.row_at = before, finished, row_at

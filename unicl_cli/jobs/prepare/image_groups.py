@@ -48,7 +48,7 @@ class RowList(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """What is known of images: a hash of each one's place or bytes, and places of those that may be equal to others.
+    """Facts about images: a hash of each one's place or bytes, and places of those that may be equal to others.
 
     ``number`` (n,) are the hashes, ``is_readable`` (n,) marks images with bytes. ``sized`` are records of those whose
     size is known: a hash of the size, the hash of the place, the row, and hashes of a sample and of the whole, or 0.

@@ -25,7 +25,7 @@ _KINDS = {
     b"%PDF": ("a PDF document", "save the list as text instead of"),
     b"SQLite format 3": ("a database", "write its table as CSV instead of"),
 }
-"""The first bytes of files that are no lists: what they are, and what to do with the file, whose name follows."""
+"""First bytes of files of other kinds: what such a file is, and what to do with it; its name follows."""
 _PAGES = (b"<!doctype", b"<html")
 
 
