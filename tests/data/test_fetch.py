@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from unicl_cli.data import fetch
-from unicl_cli.data.fetch import Fetcher, FetchError, check_public, resolve
+from unicl_cli.data.fetch import RESOLVED, Fetcher, FetchError, check_public
 
 LOCAL = Fetcher(allow_private=True, read=1.0, total=20.0, pause=0.01)
 
@@ -143,7 +143,7 @@ def server() -> Iterator[str]:
 def fresh() -> None:
     Handler.asked.clear()
     Handler.heads.clear()
-    resolve.cache_clear()
+    RESOLVED.clear()
 
 
 def refused(url: str, fetcher: Fetcher = LOCAL) -> FetchError:

@@ -71,7 +71,7 @@ def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(fetch.socket, "getaddrinfo", resolver)
     monkeypatch.setattr(fetch.socket, "create_connection", lambda place, timeout: connect(place, timeout))
-    fetch.resolve.cache_clear()
+    fetch.RESOLVED.clear()
 
 
 def connect(place: tuple[str, int], timeout: float) -> socket.socket:

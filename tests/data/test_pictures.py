@@ -168,3 +168,37 @@ def test_any_damage_gives_a_picture_or_a_reason(cut, flip, value):
     except ImageError as error:
         result = error.reason
     assert result in {"RGB", "empty", "not_image", "unsupported_format", "bomb", "truncated", "broken"}
+
+
+def outcome_of(use, data):
+    try:
+        use(data)
+    except ImageError as error:
+        return error.reason, error.detail
+    return None
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    cut=st.integers(1, 2500), flip=st.integers(20, 2500), value=st.integers(0, 255), progressive=st.booleans(),
+    orientation=st.sampled_from((1, 6)),
+)  # fmt: skip
+def test_a_jpeg_that_stays_as_it_is_has_the_outcome_of_its_whole_decoding(cut, flip, value, progressive, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = bytearray(encoded(photo(100, 80), "JPEG", progressive=progressive, exif=exif, subsampling=0))
+    data[flip % len(data)] = value
+    data = bytes(data[: len(data) + 600 - cut]) if cut > 600 else bytes(data)
+    assert outcome_of(lambda given: examine(given, None), data) == outcome_of(decode, data)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"keep_rgb": True}])
+@pytest.mark.parametrize("turn", [1, 6])
+def test_the_brightness_of_a_jpeg_gives_the_hash_of_its_pixels(options, turn):
+    """Of the format's own channel, which is that of the converted pixels up to rounding."""
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    data = encoded(photo(256, 192), "JPEG", exif=exif, **options)
+    found, expected = examine(data, None).phash, difference_hash(decode(data))
+    assert bin((found ^ expected) & (2**64 - 1)).count("1") <= 1
+    assert examine(data, None)[1:3] == ((256, 192) if turn == 1 else (192, 256))

@@ -5,6 +5,7 @@ stand here because ``ipaddress.is_global`` differs between versions of Python an
 """
 
 import ipaddress
+from functools import lru_cache
 
 _NOT_PUBLIC_4 = tuple(
     ipaddress.IPv4Network(net)
@@ -53,6 +54,7 @@ _CARRIERS = tuple(
 """The networks whose addresses hold an IPv4 address, and the number of bits behind it."""
 
 
+@lru_cache(maxsize=4096)
 def is_public(address: str) -> bool:
     """Return True if an address, as a resolver gives it, is public; an IPv4 address inside an IPv6 one is judged."""
     ip = ipaddress.ip_address(address.partition("%")[0])  # without the zone

@@ -19,7 +19,7 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -37,6 +37,9 @@ LITERAL = "/%:=&~+!$,;'@()*[]?"
 CHUNK = 1 << 16
 LONGEST_HEAD = 1 << 16
 LONGEST_URL, LONGEST_HOST = 1 << 14, 253
+MOST_HOSTS = 4096
+RESOLVED: dict[tuple[str, int], list[str]] = {}
+"""The addresses of hosts and ports that this process has looked up."""
 _look_ups = threading.BoundedSemaphore(16)  # resolvers fail when they are flooded
 
 
@@ -286,6 +289,8 @@ def parse_host(host: str) -> str:
 
 def look_up(host: str, port: int, end: float) -> list[str]:
     """Return all addresses of a host. A resolver knows no deadline, so it works in a thread that is left behind."""
+    if known := RESOLVED.get((host, port)):
+        return known
     if not _look_ups.acquire(timeout=time_left(end)):
         raise TimeoutError("the name servers are busy")
     found: Future[list[str]] = Future()
@@ -304,14 +309,17 @@ def look_up(host: str, port: int, end: float) -> list[str]:
         _look_ups.release()
         raise
     try:
-        return found.result(time_left(end))
+        addresses = found.result(time_left(end))
     except TimeoutError:
         raise TimeoutError("the name servers do not answer") from None
+    if len(RESOLVED) >= MOST_HOSTS:
+        RESOLVED.clear()
+    RESOLVED[host, port] = addresses
+    return addresses
 
 
-@lru_cache(maxsize=4096)
 def resolve(host: str, port: int) -> list[str]:
-    """Return all addresses of a host, in the resolver's order; failures are not cached."""
+    """Return all addresses of a host, in the resolver's order."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except UnicodeError as error:

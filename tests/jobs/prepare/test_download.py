@@ -2,6 +2,7 @@
 
 import json
 import random
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from image_server import ImageServer, draw_png
 from unicl_cli.cli import main
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.fetch import FetchError
+from unicl_cli.jobs.prepare import download
 from unicl_cli.jobs.prepare.download import Downloader, host_of, map_ahead
 
 FAULTS = {"404": "http_404", "503": "http_503", "html": "not_image", "empty": "empty", "short": "short_body"}
@@ -205,22 +207,64 @@ def test_a_host_has_few_downloads_at_a_time_and_a_slow_one_holds_back_no_other()
         running[host] -= 1
         return url.encode()
 
-    download = Downloader(fetch_slowly, 2)  # type: ignore[arg-type]
+    load = Downloader(fetch_slowly, 2)  # type: ignore[arg-type]
     urls = [f"http://{random.Random(n).choice('ab')}.org/{n}" for n in range(40)]
-    assert list(map_ahead(download, urls, threads=16, ahead=32)) == [url.encode() for url in urls]
+    assert list(map_ahead(load, urls, threads=16, ahead=32)) == [url.encode() for url in urls]
     assert most == {"a.org": 2, "b.org": 2}
-    assert not download.busy
+    assert not load.busy
+
+
+def test_a_slow_first_row_holds_back_no_other_until_their_bytes_fill_the_memory(monkeypatch):
+    monkeypatch.setattr(download, "MOST_WAITING", 100)
+    begun: list[int] = []
+    full = threading.Event()
+
+    def work(number: int) -> bytes:
+        begun.append(number)
+        if number == 10:
+            full.set()
+        elif number == 0:
+            assert full.wait(60)
+            time.sleep(0.1)  # in which a later one could begin
+            assert max(begun) == 10
+        return bytes(10)
+
+    assert len(list(map_ahead(work, range(40), threads=2, ahead=40, weigh=len))) == 40
+    assert sorted(begun) == list(range(40))
+
+
+def test_results_that_fill_the_memory_never_keep_the_next_row_from_its_turn(monkeypatch):
+    monkeypatch.setattr(download, "MOST_WAITING", 1)
+    draw = random.Random(0)
+
+    def work(number: int) -> bytes:
+        time.sleep(draw.random() / 1000)
+        return bytes([number])
+
+    assert b"".join(map_ahead(work, range(200), threads=16, ahead=64, weigh=len)) == bytes(range(200))
+
+
+def test_an_iteration_that_ends_early_leaves_no_thread_behind(monkeypatch):
+    monkeypatch.setattr(download, "MOST_WAITING", 1)
+    before = threading.active_count()
+    found = map_ahead(lambda number: bytes(10), range(100), threads=8, ahead=64, weigh=len)
+    next(found)
+    found.close()
+    deadline = time.monotonic() + 60
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() <= before
 
 
 def test_a_failed_download_frees_its_host():
     def fail(url: str) -> bytes:
         raise FetchError("http_404")
 
-    download = Downloader(fail, 1)  # type: ignore[arg-type]
+    load = Downloader(fail, 1)  # type: ignore[arg-type]
     for _ in range(3):
         with pytest.raises(FetchError):
-            download("http://a.org/1")
-    assert not download.busy
+            load("http://a.org/1")
+    assert not load.busy
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/1.png", "data:image/png;base64,xx", "ftp://a.org/1.png"])

@@ -174,7 +174,7 @@ def asked(tmp_path_factory) -> Iterator[Asked]:
 
     connect_first = Fetcher.connect_first
     with serve_images() as server, pytest.MonkeyPatch.context() as patch, pytest.MonkeyPatch.context() as places:
-        fetch.resolve.cache_clear()
+        fetch.RESOLVED.clear()
         limits = {"max_bytes": 200_000, "read": 1.5, "total": 3.5, "pause": 0.01}
         patch.setattr(Fetcher.__new__, "__defaults__", tuple(Fetcher(**limits)))
         patch.setattr(fetch, "is_public", lambda address: address == "127.0.0.1" or is_public(address))
@@ -199,7 +199,7 @@ def asked(tmp_path_factory) -> Iterator[Asked]:
         yield Asked(outcomes, server, forbidden, connected)
         forbidden.shutdown()
         forbidden.server_close()
-    fetch.resolve.cache_clear()
+    fetch.RESOLVED.clear()
 
 
 @pytest.mark.parametrize("kind", URLS)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from typing import Generic, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from unicl_cli.contracts import DatasetSource, Row
@@ -18,6 +18,10 @@ PER_HOST = 8
 """The most downloads of a command from one host at a time."""
 NO_RESOURCES = "no_resources"
 """Reason of a download that this machine had no thread or memory for."""
+AHEAD = 1024
+"""The most rows of a process whose images are downloaded before an earlier one is there."""
+MOST_WAITING = 128_000_000
+"""The bytes of such images from which on no further download begins."""
 MEAN_BYTES = 100_000
 """The size that an image is planned with before it is downloaded."""
 T = TypeVar("T")
@@ -90,19 +94,61 @@ class Downloader:
             self.freed.notify_all()
 
 
-def map_ahead(work: Callable[[T], R], items: Iterable[T], *, threads: int, ahead: int) -> Iterator[R]:
-    """Yield ``work`` of each item in order, up to ``ahead`` of which are in memory at a time.
+def map_ahead(
+    work: Callable[[T], R], items: Iterable[T], *, threads: int, ahead: int, weigh: Callable[[R], int] | None = None
+) -> Iterator[R]:
+    """Yield ``work`` of each item in order, up to ``ahead`` of which are begun or done at a time.
 
-    What is not begun when the iteration ends never is.
+    With ``weigh``, the bytes of a result, no item is begun while results of MOST_WAITING bytes wait for an earlier
+    one. What is not begun when the iteration ends never is.
     """
+    backlog = Backlog(weigh or (lambda _: 0))
     pool = ThreadPoolExecutor(threads)
     waiting: deque[Future[R]] = deque()
     try:
-        for item in items:
-            waiting.append(pool.submit(work, item))
+        for number, item in enumerate(items):
+            waiting.append(pool.submit(backlog.run, number, work, item))
             if len(waiting) == ahead:
-                yield waiting.popleft().result()
+                yield backlog.take(waiting.popleft())
         while waiting:
-            yield waiting.popleft().result()
+            yield backlog.take(waiting.popleft())
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+        backlog.close()
+
+
+class Backlog(Generic[R]):
+    """Results that wait for an earlier one: a slow server must neither hold up the others nor fill the memory."""
+
+    def __init__(self, weigh: Callable[[R], int]) -> None:
+        self.weigh = weigh
+        self.bytes = 0
+        self.taken = 0
+        self.changed = threading.Condition()
+        self.is_closed = False
+
+    def run(self, number: int, work: Callable[[T], R], item: T) -> R:
+        """Do the work of an item when there is room for its result; the next to be taken never waits."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.bytes < MOST_WAITING or number <= self.taken or self.is_closed)
+            if self.is_closed:
+                raise CancelledError
+        result = work(item)
+        with self.changed:
+            self.bytes += self.weigh(result)
+        return result
+
+    def take(self, future: Future[R]) -> R:
+        """Wait for the result of the next item, and make room."""
+        result = future.result()
+        with self.changed:
+            self.bytes -= self.weigh(result)
+            self.taken += 1
+            self.changed.notify_all()
+        return result
+
+    def close(self) -> None:
+        """Begin no work any more."""
+        with self.changed:
+            self.is_closed = True
+            self.changed.notify_all()

@@ -11,7 +11,6 @@ from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import Field, model_validator
 
 from unicl_cli.contracts import DatasetSource, Row
@@ -20,7 +19,7 @@ from unicl_cli.core.files import list_names, write_atomic
 from unicl_cli.data import text
 from unicl_cli.data.manifest import DuplicateFacts, NearFacts
 from unicl_cli.data.near_images import are_flat, as_hash, make_thumbnail
-from unicl_cli.data.pictures import Examined, ImageError, decode, examine
+from unicl_cli.data.pictures import ImageError, decode, examine
 from unicl_cli.data.shard_checks import ShardRules, read_columns
 from unicl_cli.jobs.prepare.parts import PartMarker, read_in_order
 from unicl_cli.jobs.prepare.prepared_row import PreparedRow, Rejected, read_rejects
@@ -142,8 +141,7 @@ def _sign_result(result: PreparedRow | Rejected, *, near: bool) -> _Signed:
     signed = _Signed(digest_of(record["sha256"], record["media"]), len(data), _UNSIGNED.signature)
     if not near:
         return signed
-    image = _Pixels(decode(data), record["phash"])
-    return signed._replace(signature=_sign_image(image, comparable=not record["media"]))
+    return signed._replace(signature=_sign_image(data, record["phash"], comparable=not record["media"]))
 
 
 def units_without_digests(units: Iterable[Unit], out: Path, *, near: bool) -> list[Unit]:
@@ -350,23 +348,20 @@ def _sign_row(row: Row, tools: RowTools) -> _Signed:
         with tools.decoders:
             image = examine(data, work.size, work.min_side)
             is_known = tools.known is not None and bool(tools.known.find(data, image))
-            return _UNSIGNED if is_known else signed._replace(signature=_sign_image(image, comparable=not media))
+            return (
+                _UNSIGNED
+                if is_known
+                else signed._replace(signature=_sign_image(image.data, image.phash, comparable=not media))
+            )
     except ImageError:
         return _UNSIGNED
 
 
-class _Pixels(NamedTuple):
-    """An image with its difference hash."""
-
-    pixels: Image.Image
-    phash: int
-
-
-def _sign_image(image: Examined | _Pixels, *, comparable: bool) -> bytes:
-    """Return the signature of an image; one that is not comparable is like those with the same digest only."""
-    thumb = make_thumbnail(image.pixels)
+def _sign_image(data: bytes, phash: int, *, comparable: bool) -> bytes:
+    """Return the signature of a stored image; one that is not comparable is like those with the same digest only."""
+    thumb = make_thumbnail(decode(data))
     state = FLAT_IMAGE if are_flat(np.frombuffer(thumb, np.uint8)[None])[0] else COMPARABLE
-    return np.array((as_hash(image.phash), tuple(thumb), state if comparable else 0), SIGNATURE).tobytes()
+    return np.array((as_hash(phash), tuple(thumb), state if comparable else 0), SIGNATURE).tobytes()
 
 
 def _group_units(units: Sequence[Unit]) -> Iterable[list[Unit]]:

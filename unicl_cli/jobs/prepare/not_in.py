@@ -203,7 +203,7 @@ class KnownImages:
             return rows
         thumbs = b"".join(self.thumbs[row].as_py() for row in rows.tolist())
         others = np.frombuffer(thumbs, np.uint8).reshape(-1, THUMB_BYTES)
-        return rows[compare_thumbs(np.frombuffer(make_thumbnail(image.pixels), np.uint8), others) >= SIMILAR]
+        return rows[compare_thumbs(np.frombuffer(make_thumbnail(decode(image.data)), np.uint8), others) >= SIMILAR]
 
 
 @lru_cache(maxsize=1)

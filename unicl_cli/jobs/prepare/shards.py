@@ -21,7 +21,7 @@ from unicl_cli.data.fetch import FetchError
 from unicl_cli.data.media import MAX_MEDIA_BYTES, MediaError
 from unicl_cli.data.pictures import ImageError, examine
 from unicl_cli.data.sources.lists.record import BAD_LINE
-from unicl_cli.jobs.prepare.download import DOWNLOADS, Downloader, map_ahead, origin_of, url_of
+from unicl_cli.jobs.prepare.download import AHEAD, DOWNLOADS, Downloader, map_ahead, origin_of, url_of
 from unicl_cli.jobs.prepare.not_in import SAME, Known, open_index
 from unicl_cli.jobs.prepare.prepared_row import PreparedRow, Rejected
 from unicl_cli.jobs.prepare.staged import ComparedRows, read_staged
@@ -171,14 +171,20 @@ def prepare_rows(
     def prepare(rows: Sequence[Row]) -> list[PreparedRow | Rejected | None]:
         return [None if stopped() else prepare_row(row, tools) for row in rows]
 
-    some = min(CHUNK, work.unit.group_rows)
+    some = AHEAD if tools.download else min(CHUNK, work.unit.group_rows)
     in_turn = 1 if tools.download else min(IN_TURN, max(1, some // tools.threads))
     parts = (work.rows[start : start + in_turn] for start in range(0, len(work.rows), in_turn))
     try:
-        found = map_ahead(prepare, parts, threads=tools.threads, ahead=max(tools.threads, some // in_turn))
+        ahead = max(tools.threads, some // in_turn)
+        found = map_ahead(prepare, parts, threads=tools.threads, ahead=ahead, weigh=_weigh)
         yield from _report_along(chain.from_iterable(found), work, tick)
     finally:
         tools.close()
+
+
+def _weigh(results: Sequence[PreparedRow | Rejected | None]) -> int:
+    """Return the bytes that results hold."""
+    return sum(result.stored_bytes for result in results if isinstance(result, PreparedRow))
 
 
 def _finish_staged(work: Work, stopped: Callable[[], bool]) -> Iterator[PreparedRow | Rejected | None]:
