@@ -1,11 +1,13 @@
-"""CPU time of `unicl prepare` for a list of URLs, beside img2dataset, in turns: the same list, server and size.
+"""CPU time of `unicl prepare` for a list of URLs, beside img2dataset, in turns: the same list and server.
 
-Run `python benchmarks/url_list.py --img2dataset VENV/bin/img2dataset`. A server of its own process answers on 97
+Run `python benchmarks/url_list.py --img2dataset VENV/bin/img2dataset`. Images are kept as they come, as is our default,
+or with `--size 256` made smaller. A server of its own process answers on 97
 addresses of loopback; one URL in ten is a fault: no such image, a page of HTML, an image that is cut off, a reset, or a
 redirect to an address that stands for a private network, where each connection is counted. For ours, the addresses of
 the server count as public and all others as they are, so that its check for private addresses is at work.
 """
 
+import hashlib
 import json
 import os
 import resource
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -29,6 +32,8 @@ HOSTS = [f"127.1.0.{n}" for n in range(1, 98)]
 PRIVATE = "127.2.0.1"
 FAULTS = ("gone", "page", "cut", "reset", "private")
 IMAGES = 64
+DOWNLOADS = 32
+"""Threads of either side that download."""
 RULE = """\
 import ipaddress
 from unicl_cli.data import addresses
@@ -102,21 +107,26 @@ def cpu_of(command: list[str], environment: dict[str, str]) -> float:
     return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
-def run_ours(work: Path, urls: Path, threads: int) -> tuple[float, set[str]]:
-    """Prepare the list; return the CPU seconds and the URLs that are kept, with the sizes of their images."""
-    del threads  # ours is 32 downloads of a process
+def run_ours(work: Path, urls: Path, size: int | None) -> tuple[float, set[str]]:
+    """Prepare the list; return the CPU seconds, and each URL that is kept with the size, or the hash, of its image."""
     (work / "sitecustomize.py").write_text(RULE)
     environment = os.environ | {"PYTHONPATH": str(work)}
     out = work / "ours"
     argv = [sys.executable, "-m", "unicl_cli", "prepare", "--captions", str(urls), "-o", str(out), "--workers", "1"]
-    seconds = cpu_of([*argv, "--holdout", "0", "--size", "256", "-q"], environment)
+    smaller = [] if size is None else ["--size", str(size)]
+    seconds = cpu_of([*argv, "--holdout", "0", *smaller, "-q"], environment)
     shards = sorted((out / "data").rglob("*.parquet"))
-    rows = [row for shard in shards for row in pq.read_table(shard, columns=["url", "width", "height"]).to_pylist()]
-    return seconds, {f"{row['url']} {row['width']}x{row['height']}" for row in rows}
+    columns = ["url", "width", "height", "sha256"]
+    rows = [row for shard in shards for row in pq.read_table(shard, columns=columns).to_pylist()]
+    return seconds, {describe(row, row["sha256"].hex(), size) for row in rows}
 
 
-def run_peer(program: str) -> Callable[[Path, Path, int], tuple[float, set[str]]]:
-    def run(work: Path, urls: Path, threads: int) -> tuple[float, set[str]]:
+def describe(row: dict[str, Any], sha256: str, size: int | None) -> str:
+    return f"{row['url']} {sha256 if size is None else (row['width'], row['height'])}"
+
+
+def run_peer(program: str) -> Callable[[Path, Path, int | None], tuple[float, set[str]]]:
+    def run(work: Path, urls: Path, size: int | None) -> tuple[float, set[str]]:
         out = work / "peer"
         options = {
             "url_list": urls,
@@ -126,27 +136,33 @@ def run_peer(program: str) -> Callable[[Path, Path, int], tuple[float, set[str]]
             "output_folder": out,
             "output_format": "parquet",
             "processes_count": 1,
-            "thread_count": threads,
-            "image_size": 256,
-            "resize_mode": "keep_ratio",
-            "resize_only_if_bigger": True,
+            "thread_count": DOWNLOADS,
             "encode_quality": 90,
             "number_sample_per_shard": 10_000,
             "enable_wandb": False,
         }
+        if size is None:
+            options |= {"resize_mode": "no", "skip_reencode": True}
+        else:
+            options |= {"resize_mode": "keep_ratio", "resize_only_if_bigger": True, "image_size": size}
         environment = os.environ | {"NO_ALBUMENTATIONS_UPDATE": "1"}
         seconds = cpu_of([program, *(f"--{name}={value}" for name, value in options.items())], environment)
-        columns = ["url", "width", "height", "status"]
+        columns = ["url", "width", "height", "status", "jpg"]
         rows = [
             row for shard in sorted(out.glob("*.parquet")) for row in pq.read_table(shard, columns=columns).to_pylist()
         ]
-        return seconds, {f"{r['url']} {r['width']}x{r['height']}" for r in rows if r["status"] == "success"}
+        kept = [row for row in rows if row["status"] == "success"]
+        return seconds, {describe(row, hashlib.sha256(row["jpg"]).hexdigest(), size) for row in kept}
 
     return run
 
 
 def main(
-    img2dataset: Annotated[str, typer.Option()], rows: int = 3000, few: int = 100, rounds: int = 3, threads: int = 32
+    img2dataset: Annotated[str, typer.Option()],
+    rows: int = 3000,
+    few: int = 100,
+    rounds: int = 3,
+    size: int | None = None,
 ) -> None:
     """Prepare a long and a short list in turns; print the CPU seconds of each, and of the rows between the two."""
     sides = {"unicl": run_ours, "img2dataset": run_peer(img2dataset)}
@@ -156,6 +172,7 @@ def main(
     server.start()
     port = pipe.recv()
     seconds: dict[tuple[str, int], list[float]] = {(side, n): [] for side in sides for n in (few, rows)}
+    wall: dict[tuple[str, int], list[float]] = {(side, n): [] for side in sides for n in (few, rows)}
     kept: dict[str, set[str]] = {}
     reached = dict.fromkeys(sides, 0)
     for _ in range(rounds):
@@ -165,20 +182,23 @@ def main(
                     urls = Path(folder) / "list.tsv"
                     lines = (f"a red bicycle at a wall, number {n}\t{url_at(n, port)}\n" for n in range(count))
                     urls.write_text("caption\turl\n" + "".join(lines))
-                    used, kept[side] = run(Path(folder), urls, threads)
+                    started = time.perf_counter()
+                    used, kept[side] = run(Path(folder), urls, size)
                 seconds[side, count].append(used)
+                wall[side, count].append(time.perf_counter() - started)
                 pipe.send("count")
                 reached[side] += pipe.recv()
     pipe.send("end")
     net = {side: [b - a for a, b in zip(seconds[side, few], seconds[side, rows], strict=True)] for side in sides}
     for name, of in (("whole", {side: seconds[side, rows] for side in sides}), ("without the start", net)):
         ratios = [peer / ours for ours, peer in zip(of["unicl"], of["img2dataset"], strict=True)]
-        facts = {"cpu_s": {side: round(median(used), 2) for side, used in of.items()}}
+        facts: dict[str, Any] = {"cpu_s": {side: round(median(used), 2) for side, used in of.items()}}
+        facts["wall_s"] = {side: round(median(wall[side, rows]), 1) for side in sides}
         facts["times_as_fast"] = [round(value, 2) for value in (median(ratios), min(ratios), max(ratios))]
         print(name, json.dumps(facts))  # noqa: T201
     sizes = {side: len(of) for side, of in kept.items()}
     alike = len(kept["unicl"] & kept["img2dataset"])
-    print(json.dumps({"kept": sizes, "same_rows_and_sizes": alike, "private_address_reached": reached}))  # noqa: T201
+    print(json.dumps({"kept": sizes, "alike": alike, "private_address_reached": reached}))  # noqa: T201
 
 
 if __name__ == "__main__":
