@@ -87,22 +87,26 @@ def taxonomy_arms() -> list[Arm]:
 
 
 def option_arms() -> list[Arm]:
-    """Return the options of texts and classes, each against the default; the first arms have runs of ``own-text``."""
+    """Return the options of texts and classes, each against none; the first arms have runs of ``own-text``."""
     together, separate = "label and caption", "labels and captions apart"
+    share = "loss.own_text=0.5"
     options = (
-        (together, "together", "default", "loss.own_text=0.5"),
+        (together, "together", "no option", share),
         (together, "together", "two texts", "data.text_for_labelled=both"),
         (together, "together", "heads: kind", "model.heads=kind"),
         (together, "together", "class columns", "loss.class_columns={}"),
-        (separate, "separate", "default", "loss.own_text=0.0"),
+        (separate, "separate", "no option", "loss.own_text=0.0"),
         (separate, "separate", "heads: kind", "model.heads=kind"),
         (separate, "separate", "class columns", "loss.class_columns={}"),
         (separate, "separate", "caption_labels: hide", "data.caption_labels=hide"),
         (separate, "separate", "caption_labels: positive", "data.caption_labels=positive"),
     )
-    arms = [Arm(block, name, corpus, "test", changes=(change,)) for block, corpus, name, change in options]
+    arms = [
+        Arm(block, name, corpus, "test", changes=(change,) if name == "no option" else (share, change))
+        for block, corpus, name, change in options
+    ]
     block = f"{separate}, Transformer"
-    arms.append(Arm(block, "default", "separate", "test", changes=(TRANSFORMER,)))
+    arms.append(Arm(block, "no option", "separate", "test", changes=(TRANSFORMER,)))
     arms.append(Arm(block, "prefix: kind", "separate", "test", changes=(TRANSFORMER, "model.text.prefix=kind")))
     return arms
 

@@ -181,7 +181,7 @@ def unicl(  # noqa: PLR0913 - its options are keys of the recipe
     terms: Terms = ("image", "text"),
     tile: Tile = "auto",
     fold: bool = True,
-    own_text: Share = 0.5,
+    own_text: Share = 0.0,
     weights: Mapping[str, Weight] = NO_WEIGHTS,
     class_columns: ClassColumns | None = None,
     logit_adjustment: Power = 0.0,

@@ -129,7 +129,7 @@ def test_overrides_mean_what_the_file_would():
 
 
 def test_another_name_replaces_a_part_and_the_same_name_keeps_its_options():
-    rest = {"fold": True, "own_text": 0.5, "weights": {}, "class_columns": None, "logit_adjustment": 0.0}
+    rest = {"fold": True, "own_text": 0.0, "weights": {}, "class_columns": None, "logit_adjustment": 0.0}
     assert small("loss=clip").loss.options == {"tile": "auto", "fold": True}
     assert small("loss=clip", "loss.tile=4").loss.options == {"tile": 4, "fold": True}
     assert small("loss.terms=[image]").loss.options == {"tile": 8, "terms": ["image"], **rest}
@@ -274,7 +274,7 @@ def test_the_resolved_recipe_has_every_default():
         assert set(whole[name]) == keys(type(getattr(recipe, name)))
     tuning = {"freeze": False, "lr_scale": 1.0, "layer_decay": 1.0, "lora": None}
     assert whole["model"]["image"] == {"name": "cnn", "width": 32, "stages": 3, **tuning}
-    numbers = {"own_text": 0.5, "weights": {}, "class_columns": None, "logit_adjustment": 0.0}
+    numbers = {"own_text": 0.0, "weights": {}, "class_columns": None, "logit_adjustment": 0.0}
     assert whole["loss"] == {"name": "unicl", "terms": ["image", "text"], "tile": 8, "fold": True, **numbers}
     assert yaml.safe_load(dump(recipe))["optim"]["lr"] == recipe.optim.lr, "other readers get numbers too"
 

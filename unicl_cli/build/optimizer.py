@@ -23,7 +23,6 @@ from unicl_cli.errors import UniclError
 from unicl_cli.formats import count_of, format_share
 from unicl_cli.recipe.load import load
 from unicl_cli.recipe.schema import Group, Recipe
-from unicl_cli.recipe.text import YOUNGER
 from unicl_cli.runs.folder import RESOLVED, find_run
 
 UNDECAYED = (
@@ -87,8 +86,7 @@ def idle_loss_warnings(recipe: Recipe, data: TrainingData) -> list[str]:
     if recipe.data.text_for_labelled == BOTH and not has_both:
         found.append("data.text_for_labelled=both, but no row with a label has captions: prepare rows with both")
     own_text = recipe.loss.options.get("own_text")
-    is_chosen = own_text not in (None, 0, YOUNGER["loss"]["own_text"])
-    if is_chosen and has_both and recipe.data.text_for_labelled == "prompt":
+    if own_text and has_both and recipe.data.text_for_labelled == "prompt":
         found.append(
             f"loss.own_text {own_text:g} is for captions of rows with a label, but data.text_for_labelled=prompt shows "
             "none: set data.text_for_labelled=mixed"

@@ -159,10 +159,10 @@ def train(
     stop = StopFlag()
     if not is_worker() or os.getpid() == 1:  # a worker that waits for its peers would not notice a signal
         stop.install()
-    from unicl_cli.recipe.load import check_shares
+    from unicl_cli.recipe.load import check_shares, load
     from unicl_cli.recipe.text import dump
     from unicl_cli.runs.folder import LOGS
-    from unicl_cli.runs.place import check_run_dir, is_finished, place_run
+    from unicl_cli.runs.place import check_run_dir, is_finished, run_path
 
     check_encoding(**{"--data": data, "--init": [init], "--run-dir": [run_dir]})
     changes = collect_changes(
@@ -172,7 +172,8 @@ def train(
         overrides or (),
         {"model.init": init, "run_dir": run_dir},
     )
-    checked, run = place_run(recipe, changes)
+    checked = load(recipe, changes)
+    run = run_path(checked)
     check_run_dir(run)
     check_sources(checked, run)
     if not dry_run and is_finished(checked, run) and resume == "auto":

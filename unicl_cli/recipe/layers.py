@@ -17,10 +17,6 @@ DEFAULT_PARTS = {"model": "two_tower", "loss": "unicl", "augment": "basic"}
 """Section -> part that it stands for without a `name`."""
 
 
-EARLIER: Mapping[str, Mapping[str, Any]] = {"unicl": {"own_text": 0.0}}
-"""Loss -> option whose default has changed -> the default of older versions, which such an option then lacked."""
-
-
 class Change(NamedTuple):
     """Change of a key to a value that an option gave: plain data, which never passes through YAML."""
 
@@ -93,8 +89,6 @@ def read_layers(path: Path, children: tuple[Path, ...] = ()) -> MarkedYaml:
     """Return the recipe of a file merged on top of the recipes that it extends; ``children`` extend it."""
     child = require_mapping(parse_yaml(read_recipe_file(path), str(path)), str(path))
     data = {key: value for key, value in child.data.items() if key != "extends"}
-    if path.name == RESOLVED:  # holds every key that the version which wrote it had
-        data = fill_earlier_defaults(data)
     parent = child.data.get("extends")
     if parent is None:
         return MarkedYaml(data, child.marks)
@@ -111,26 +105,6 @@ def read_layers(path: Path, children: tuple[Path, ...] = ()) -> MarkedYaml:
     if found.resolve() in (known := (*children, path.resolve())):
         raise UniclError(f"{place}: extends: '{parent}' extends itself in a circle", "remove one extends of the circle")
     return _merge_marked(read_layers(found, known), MarkedYaml(data, child.marks))
-
-
-def fill_earlier_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe in which the options of `EARLIER` that it leaves out have the defaults of older versions."""
-    loss = as_part_mapping(data.get("loss", {}))
-    if not isinstance(loss, dict):
-        return dict(data)
-    name = loss.get("name", DEFAULT_PARTS["loss"])
-    filled = {**data, "loss": {**EARLIER[name], "name": name, **loss}} if name in EARLIER else dict(data)
-    if isinstance(stages := data.get("stages"), list):
-        filled["stages"] = [_fill_stage(stage, name) for stage in stages]
-    return filled
-
-
-def _fill_stage(stage: Any, before: str) -> Any:
-    """Return the patch of a stage with the same defaults, if it replaces the loss ``before`` by another."""
-    loss: Any = as_part_mapping(stage.get("loss")) if isinstance(stage, dict) else None
-    if not isinstance(loss, dict) or (name := loss.get("name", before)) == before or name not in EARLIER:
-        return stage
-    return {**stage, "loss": {**EARLIER[name], **loss}}
 
 
 def _merge_marked(base: MarkedYaml, child: MarkedYaml) -> MarkedYaml:

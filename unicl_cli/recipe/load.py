@@ -16,7 +16,6 @@ from unicl_cli.recipe.layers import (
     Override,
     apply_overrides,
     as_part_mapping,
-    fill_earlier_defaults,
     find_recipe,
     length_keys,
     merge,
@@ -45,12 +44,6 @@ WAY_OUT = (
 def load(source: str, overrides: Sequence[Override] = ()) -> Recipe:
     """Load a recipe by file or shipped name, with changes on top. Raises UniclError with every problem."""
     return validate_recipe(apply_overrides(read_layers(find_recipe(source)), overrides))
-
-
-def load_earlier(source: str, overrides: Sequence[Override] = ()) -> Recipe:
-    """Load a recipe as older versions did: options whose default has changed have the one of then, unless given."""
-    lined = apply_overrides(read_layers(find_recipe(source)), overrides)
-    return validate_recipe(lined._replace(data=fill_earlier_defaults(lined.data)))
 
 
 def load_text(text: str, source: str = "recipe", overrides: Sequence[Override] = ()) -> Recipe:

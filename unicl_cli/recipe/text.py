@@ -19,13 +19,11 @@ YOUNGER: dict[str, dict[str, Any]] = {
         "ancestors": True,
         "caption_labels": "off",
     },
-    "loss": {"own_text": 0.5, "weights": {}, "class_columns": None, "logit_adjustment": 0},
+    "loss": {"own_text": 0.0, "weights": {}, "class_columns": None, "logit_adjustment": 0},
 }
 """Keys that are younger than version 0.1, with the defaults at which a recipe keeps its hash."""
 YOUNGER_EVAL: dict[str, Any] = {"candidates": "all", "evaluators": None}
 """Such keys of the entries of ``eval``."""
-OWN_TEXT = "loss.own_text"
-"""Key that results depend on only where rows with a label may show captions (`TrainingData.shows_captions`)."""
 
 
 def compare_recipes(*recipes: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:

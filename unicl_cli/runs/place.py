@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import date
 from glob import escape
 from pathlib import Path
@@ -13,8 +13,7 @@ from unicl_cli.core.lock import check_unused, is_lock
 from unicl_cli.data.manifest import MANIFEST, PLAN
 from unicl_cli.errors import UniclError
 from unicl_cli.problems import quote_value
-from unicl_cli.recipe.layers import Override
-from unicl_cli.recipe.load import load, load_earlier
+from unicl_cli.recipe.load import load
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.stages import stages_of
 from unicl_cli.recipe.text import compare_recipes, recipe_hash, result_keys
@@ -24,34 +23,13 @@ _WORKER_LOGS = re.compile(r"unicl_\w{8}")
 """The names of the folders in ``LOGS``, as torch elastic makes them."""
 
 
-def place_run(source: str, changes: Sequence[Override]) -> tuple[Recipe, Path]:
-    """Load a recipe; return it with its run directory.
-
-    A run that an older version began keeps the defaults of then, for what the recipe leaves out.
-    """
-    recipe, earlier = load(source, changes), load_earlier(source, changes)
-    run = run_path(recipe, earlier)
-    return (earlier if _began_with(earlier, recipe, run) else recipe), run
-
-
-def _began_with(earlier: Recipe, recipe: Recipe, run: Path) -> bool:
-    """Return whether ``run`` holds a training of ``earlier`` and not one of ``recipe``."""
-    for (old, folder, _), (new, _, _) in zip(stages_of(earlier, run), stages_of(recipe, run), strict=True):
-        if _is_comparable(folder) and find_differences(folder, new):
-            return not find_differences(folder, old)
-    return False
-
-
-def run_path(recipe: Recipe, *spellings: Recipe) -> Path:
-    """Return `run_dir`, its placeholders filled in; with `{date}`, the newest unfinished run of the recipe if any.
-
-    An unfinished run of one of the ``spellings`` is one of the recipe.
-    """
+def run_path(recipe: Recipe) -> Path:
+    """Return `run_dir`, its placeholders filled in; with `{date}`, the newest unfinished run of the recipe if any."""
     today = date.today().isoformat()
     if "{date}" in recipe.run_dir:
         pattern = Path(_fill(escape(recipe.run_dir), recipe, "????-??-??"))
         for old in sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))), reverse=True):
-            if any(_is_unfinished(each, old) for each in (recipe, *spellings)):
+            if _is_unfinished(recipe, old):
                 return old
     return Path(_fill(recipe.run_dir, recipe, today))
 

@@ -11,9 +11,8 @@ from launching import TINY, here, recipe, same
 from unicl_cli.build.data import build_data, build_tokenizer
 from unicl_cli.build.model import build_step
 from unicl_cli.cli import main
-from unicl_cli.recipe.load import load, load_text
+from unicl_cli.recipe.load import load_text
 from unicl_cli.recipe.schema import Recipe
-from unicl_cli.runs.place import place_run
 
 
 @pytest.fixture(scope="module")
@@ -89,24 +88,25 @@ def test_shapes_give_label_rows_a_caption_only_where_it_is_asked_for(corpus, tmp
     assert not any(open_corpus(tmp_path / "plain").table("train", "labels").column("texts").to_pylist())
 
 
-def test_the_default_is_half_where_rows_with_a_label_show_captions_and_costs_nothing_elsewhere(corpus, tmp_path):
+def test_the_default_is_the_paper_s_target_and_a_share_costs_nothing_without_captions_of_labels(corpus, tmp_path):
     default, half = train(tmp_path, corpus, "default"), train(tmp_path, corpus, "half", "loss.own_text=0.5")
     paper = train(tmp_path, corpus, "paper", "loss.own_text=0")
-    assert same(default, half)
-    assert not same(default, paper)
+    assert same(default, paper)
+    assert not same(half, paper)
     whole = (tmp_path / "recipe-4-2-sgd.yaml").read_text()
     assert build_data(load_text(whole)).shows_captions
     for change in ("data.text_for_labelled=prompt", "data.train.0.split=test"):
         assert build_data(load_text(whole, overrides=[change])).shows_captions is (change == "data.train.0.split=test")
     here("prepare", "--labels", "shapes?count=24&test=1&size=16", "-o", tmp_path / "plain", "--holdout", "0", "-q")
-    plain = [f"data.train.0.corpus={tmp_path / 'plain'}"]
-    assert not has_hook(load_text(whole, overrides=plain))
-    assert has_hook(load_text(whole))
+    plain = f"data.train.0.corpus={tmp_path / 'plain'}"
+    assert not has_hook(load_text(whole, overrides=[plain, "loss.own_text=0.5"]))
+    assert has_hook(load_text(whole, overrides=["loss.own_text=0.5"]))
+    assert not has_hook(load_text(whole))
 
 
-def test_a_chosen_share_without_effect_is_told_and_the_default_is_not(corpus, tmp_path, capfd):
+def test_a_share_without_effect_is_told_and_the_default_is_not(corpus, tmp_path, capfd):
     told = []
-    for change in ("loss.own_text=0.3", "loss.own_text=0.5"):
+    for change in ("loss.own_text=0.3", "loss.own_text=0"):
         train(tmp_path, corpus, f"run-{change}", change, "data.text_for_labelled=prompt")
         told.append(capfd.readouterr().err)
     assert "loss.own_text 0.3 is for captions of rows with a label, but data.text_for_labelled=prompt" in told[0]
@@ -115,8 +115,8 @@ def test_a_chosen_share_without_effect_is_told_and_the_default_is_not(corpus, tm
 
 def test_a_run_of_an_older_version_ends_with_the_target_that_it_began_with(corpus, tmp_path, capfd):
     """It knew no ``own_text``: its resolved recipe lacks the key, its recipe never had it."""
-    paper = train(tmp_path, corpus, "paper", "loss.own_text=0")
-    old = written_before(train(tmp_path, corpus, "old", "loss.own_text=0"), cut=True)
+    paper = train(tmp_path, corpus, "paper")
+    old = written_before(train(tmp_path, corpus, "old"), cut=True)
     capfd.readouterr()
     assert same(train(tmp_path, corpus, "old"), paper)
     assert "another recipe" not in capfd.readouterr().err
@@ -125,32 +125,3 @@ def test_a_run_of_an_older_version_ends_with_the_target_that_it_began_with(corpu
     assert "old: was trained with another recipe (loss.own_text: 0.0 -> 0.5)" in capfd.readouterr().err
     here("train", file, "--run-dir", old)
     assert "already finished" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize("has_captions", [True, False])
-def test_a_share_is_a_difference_of_two_runs_only_where_it_counts(corpus, tmp_path, capfd, has_captions):
-    texts = "data.text_for_labelled=" + ("mixed" if has_captions else "prompt")
-    old = written_before(train(tmp_path, corpus, "old", "loss.own_text=0", texts), cut=False)
-    new = train(tmp_path, corpus, "new", texts)
-    capfd.readouterr()
-    here("compare", old, new, "--json")
-    changed = json.loads(capfd.readouterr().out)["recipes"]
-    assert changed == ([{"key": "loss.own_text", "values": [0.0, 0.5]}] if has_captions else [])
-    given = old / "checkpoints" / "step-00000002"
-    train(tmp_path, corpus, "third", texts, "--resume", str(given))
-    warned = f"{given}: was trained with another recipe (loss.own_text: 0.0 -> 0.5)" in capfd.readouterr().err
-    assert warned is has_captions
-
-
-def test_an_unfinished_run_of_an_older_version_is_found_by_its_day(corpus, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    file = recipe(tmp_path, corpus, steps=4, every=2, run_dir="runs/{date}/{name}")
-    here("train", file, "loss.own_text=0", "-q", "--devices", "cpu:1")
-    (run,) = (tmp_path / "runs").glob("*/*")
-    old = run.parent.with_name("2020-01-02") / run.name
-    old.parent.mkdir()
-    run.rename(old)
-    written_before(old, cut=True)
-    found, where = place_run(str(file), ())
-    assert (where.resolve(), found.loss.options["own_text"]) == (old, 0.0)
-    assert load(str(file)).loss.options["own_text"] == 0.5

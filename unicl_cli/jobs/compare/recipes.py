@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from unicl_cli.build.data import build_data
 from unicl_cli.core import hub
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe.load import load
 from unicl_cli.recipe.schema import Recipe
-from unicl_cli.recipe.text import OWN_TEXT, compare_recipes, result_keys
+from unicl_cli.recipe.text import compare_recipes, result_keys
 from unicl_cli.runs.folder import RESOLVED, find_run
 
 LABELS = ("name",)
@@ -48,13 +46,6 @@ def _places(corpora: Sequence[str]) -> set[Path]:
     return {Path(corpus).resolve() for corpus in corpora}
 
 
-def _shows_captions(recipe: Recipe) -> bool:
-    """Return whether rows with a label may have shown captions in a training; True if its data cannot be read."""
-    with suppress(UniclError):
-        return build_data(recipe).shows_captions
-    return True
-
-
 def changed_keys(recipes: Sequence[Recipe | None]) -> list[dict[str, Any]]:
     """Return ``{"key", "values"}`` for each key that results depend on and that is not the same in all recipes.
 
@@ -64,10 +55,7 @@ def changed_keys(recipes: Sequence[Recipe | None]) -> list[dict[str, Any]]:
     if len(known) < 2:
         return []
     changed: list[dict[str, Any]] = []
-    found_keys = compare_recipes(*known)
-    if OWN_TEXT in found_keys and not any(_shows_captions(recipe) for recipe in recipes if recipe is not None):
-        del found_keys[OWN_TEXT]
-    for key, values in found_keys.items():
+    for key, values in compare_recipes(*known).items():
         if key not in LABELS:
             found = iter(values)
             changed.append({"key": key, "values": [None if recipe is None else next(found) for recipe in recipes]})

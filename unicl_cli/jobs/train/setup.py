@@ -39,7 +39,7 @@ from unicl_cli.jobs.train.sizes import Sizes, sizes_of
 from unicl_cli.launch.process import is_restarted
 from unicl_cli.recipe.load import check_shares
 from unicl_cli.recipe.schema import Recipe
-from unicl_cli.recipe.text import OWN_TEXT, dump, recipe_hash
+from unicl_cli.recipe.text import dump, recipe_hash
 from unicl_cli.runs.folder import CHECKPOINTS, CLASSES, RESOLVED, TOKENIZER, run_of
 from unicl_cli.runs.place import find_differences, format_differences
 from unicl_cli.tower_contracts import Tokenizer
@@ -238,7 +238,7 @@ def checkpoint_to_load(resume_from: str, run: Path) -> Path | None:
 def recipe_differences(folder: Path, then: str | None, parts: Parts) -> list[str]:
     """Return a warning if a checkpoint was trained with a recipe that gives other numbers.
 
-    ``then`` is its hash, which counts where the run has no sound recipe: a default may have changed since.
+    ``then`` is its hash, which counts where the run has no sound recipe.
     """
     what = ""
     try:
@@ -247,8 +247,6 @@ def recipe_differences(folder: Path, then: str | None, parts: Parts) -> list[str
         if then in (None, recipe_hash(parts.recipe)):
             return []
     else:
-        if not parts.data.shows_captions:
-            found.pop(OWN_TEXT, None)
         if not found:
             return []
         what = f" ({format_differences(found)})"
