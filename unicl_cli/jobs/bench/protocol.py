@@ -20,6 +20,8 @@ from unicl_cli.core.memory import is_out_of_memory
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.bench.kinds import Request
 
+PLAIN_HEAP = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+"""What makes glibc return each freed tensor: else the peak depends on the holes that its heap happens to have."""
 WARM_UPS = 2
 LONG, LONGEST = 10.0, 60.0
 """Runs longer than LONG seconds need only one warm-up; the first run of LONGEST or more is the first round's."""
@@ -260,7 +262,8 @@ def measure_in_fresh_process(request: Request, row: str, variant: str | None, pr
     job = json.dumps({"request": request._asdict(), "row": row, "variant": variant})
     launcher = ("torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m") if processes > 1 else ()
     command = [sys.executable, "-m", *launcher, "unicl_cli.jobs.bench.fresh_process", job]
-    done = subprocess.run(command, capture_output=True, text=True, env=_environment(request.threads), check=False)
+    env = _environment(request.threads) | ({} if variant is None else PLAIN_HEAP)
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if "Error" in line] or done.stderr.splitlines()
         why = lines[0] if lines else f"exit code {done.returncode}"
