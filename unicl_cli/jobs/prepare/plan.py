@@ -17,7 +17,7 @@ from unicl_cli.data.manifest import SCHEMA_VERSION, SETS_VERSION
 from unicl_cli.data.pictures import ImageError, examine
 from unicl_cli.data.sources.lists.lines import URL_FAULT
 from unicl_cli.data.sources.lists.record import BAD_LINE
-from unicl_cli.data.sources.resolve import SourceSpec, open_source
+from unicl_cli.data.sources.resolve import SourceSpec, open_sources
 from unicl_cli.data.text import clean, has_markup
 from unicl_cli.errors import Remark, UniclError
 from unicl_cli.jobs.prepare.classes import (
@@ -191,7 +191,7 @@ def make_plan(
     by their places.
     """
     others = open_others(options.not_in, out)
-    sources = [open_source(item.src, item.kind) for item in specs]
+    sources = open_sources(specs)
     notes: list[str] = []
     labelled = [(item, source) for item, source in zip(specs, sources, strict=True) if item.kind == "labels"]
     merged = merge_classes([(item.name, source.classes) for item, source in labelled], notes)
