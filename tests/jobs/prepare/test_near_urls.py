@@ -14,7 +14,7 @@ from unicl_cli.cli import main
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.fetch import Fetcher
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.prepare import duplicates, signatures
+from unicl_cli.jobs.prepare import duplicates, estimate, signatures
 from unicl_cli.jobs.prepare import prepare as job
 from unicl_cli.jobs.prepare.engines import local
 
@@ -84,6 +84,36 @@ def test_equal_images_at_two_addresses_are_one_with_exact(run):
     found = run(dedup="exact")
     assert found["rejected"]["duplicate"] == 1
     assert found["dedup"]["exact"]["rows"] == 1
+
+
+@pytest.mark.parametrize("dedup", ["exact", "near"])
+def test_a_dry_run_tells_the_disk_that_downloads_take_until_their_shards_are_written(run, monkeypatch, capsys, dedup):
+    planned = run("--dry-run", dedup=dedup)
+
+    def fail(*args, **options):
+        raise UniclError("the power is gone", "wait")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(duplicates, "find_duplicates", fail)
+        run(dedup=dedup, code=2)
+    waiting = [file for file in Path("c/parts").iterdir() if file.suffix in (".arrow", ".sha256", ".near")]
+    assert planned["bytes_staged"] == sum(file.stat().st_size for file in waiting)
+    assert len(waiting) == (3 if dedup == "near" else 2)
+    images = planned["bytes_expected"][1]
+    assert planned["bytes_at_once"] == images + planned["bytes_staged"], "of one shard all waits until it is there"
+    words = ["prepare", "--captions", "list.tsv", "--allow-private", "-o", "d", "--dedup", dedup, "--dry-run"]
+    assert main(words) == 0
+    assert "--dedup keeps downloads on the disk until their shards are written: up to" in capsys.readouterr().out
+    monkeypatch.setattr(estimate, "_free_bytes", lambda out: int(1.2 * planned["bytes_at_once"]) - 99)
+    assert main(words) == 2
+    assert "1.2 times the expected size with the downloads that wait for --dedup" in capsys.readouterr().err
+    assert main([*words[:-2], "off", "--dry-run"]) == 0
+
+
+def test_without_dedup_no_download_waits(run):
+    planned = run("--dry-run", dedup="off")
+    assert planned["bytes_staged"] == 0
+    assert planned["bytes_at_once"] == planned["bytes_expected"][1]
 
 
 def test_rows_that_come_back_are_compared_with_those_that_are_there(server, run, capsys):

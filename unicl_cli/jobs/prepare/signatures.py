@@ -93,6 +93,11 @@ def _sign_result(result: PreparedRow | Rejected, *, near: bool) -> _Signed:
     return signed._replace(signature=_sign_image(image, comparable=not record["media"]))
 
 
+def bytes_per_row(*, near: bool) -> int:
+    """Return the bytes that a row takes in these files."""
+    return len(NO_DIGEST) + (SIGNATURE.itemsize if near else 0)
+
+
 def units_without_digests(units: Iterable[Unit], out: Path, *, near: bool) -> list[Unit]:
     """Return the units whose digests, or signatures if ``near``, are missing or incomplete."""
 
