@@ -276,7 +276,7 @@ def prepare(
         if data_dir:
             add_data_dir(data_dir)
         sources = (tuple(labels or ()), tuple(captions or ()), tuple(images or ()))
-        check_known((kind, src) for kind, of in zip(KINDS, sources, strict=True) for src in of)
+        check_known([(kind, src) for kind, of in zip(KINDS, sources, strict=True) for src in of])
         from unicl_cli.data.fetch import Fetcher
         from unicl_cli.jobs.prepare import estimate
         from unicl_cli.jobs.prepare import prepare as job

@@ -99,13 +99,15 @@ class DuplicateFacts(Document):
 class NearFacts(DuplicateFacts):
     """The same counts of `--dedup near`, whose ``equal`` rows have the same bytes as the row that stays.
 
-    ``flat`` images show nothing that could be compared, and ``crowded`` ones have too many candidates.
-    ``also_in_train`` counts for each other split the rows whose image nearly equals one of ``train``.
+    ``flat`` images show nothing that could be compared, and ``crowded`` ones have too many candidates. ``leaks`` counts
+    for each other split the training rows that are left out because it has their image, or nearly. ``also_in_train``
+    counts for each of these splits the rows whose image nearly equals one that is still in ``train``.
     """
 
     equal: Count
     flat: Count
     crowded: Count
+    leaks: dict[str, Count] = Field(default_factory=dict)
     also_in_train: dict[str, Count] = Field(default_factory=dict)
 
 

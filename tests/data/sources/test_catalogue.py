@@ -370,7 +370,7 @@ def test_every_entry_is_sound(data_dir):
         told = told_of(dataset.name, kind)
         assert f"{dataset.name}: " in told
         assert "not found (looked in " in told
-        assert told.endswith(f"then run: unicl prepare --{kind} {dataset.name} --data-dir DIR")
+        assert told.endswith(f"then run: unicl prepare --{kind} {dataset.name} --data-dir {data_dir}")
         assert all(file.md5 in told and file.name in told for file in dataset.files)
 
 

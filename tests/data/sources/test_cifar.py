@@ -169,7 +169,7 @@ def test_a_missing_archive_names_the_file_its_makers_and_the_next_command(data_d
     assert "hf:uoft-cs/cifar10: not in the hub's cache" in caught.value.message
     for said in ("170 MB", "c58f30108f718f92721af3b95e74349a", "https://www.cs.toronto.edu/~kriz/cifar.html"):
         assert said in caught.value.hint
-    assert caught.value.hint.endswith("then run: unicl prepare --labels cifar10 --data-dir DIR")
+    assert caught.value.hint.endswith(f"then run: unicl prepare --labels cifar10 --data-dir {data_dir}")
     monkeypatch.delenv("UNICL_DATA")
     with pytest.raises(UniclError, match="no --data-dir given"):
         open_source("cifar100", "images")

@@ -115,7 +115,7 @@ def test_either_part_is_enough_and_the_kit_is_asked_for(data_dir):
     (data_dir / TRAIN).unlink()
     with pytest.raises(UniclError, match=rf"{TRAIN} \(138 GB\) or {VAL} \(6.3 GB\): not found \(looked in") as caught:
         open_source("imagenet", "labels")
-    assert caught.value.hint.endswith("then run: unicl prepare --labels imagenet --data-dir DIR")
+    assert caught.value.hint.endswith(f"then run: unicl prepare --labels imagenet --data-dir {data_dir}")
     with pytest.raises(UniclError, match=r"imagenet22k: fall11_whole\.tar: not found"):
         open_source("in22k", "labels")
 

@@ -18,3 +18,16 @@ from unicl_cli.jobs.prepare.estimate import SourceSample, _estimate_seconds
 def test_the_time_is_that_of_the_cores_or_of_the_waits(seconds, cpu, workers, cores, expected):
     sample = SourceSample("s", "labels", "train", 1000, 100, 100, {}, 1, 1, seconds, cpu)
     assert _estimate_seconds(sample, workers, cores) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("kept", "staged", "least", "most"),
+    [
+        (100, 5000, 1000 / 100 * 5000, 1000 / 100 * 5000),
+        (50, 5000, 1000 / 100 * 5000, 1.21 * 1000 / 100 * 5000),  # as many more as the sample allows
+        (0, 300, 3000, 3000),  # a line for each row
+    ],
+)
+def test_the_rows_that_wait_take_what_those_of_the_sample_take(kept, staged, least, most):
+    sample = SourceSample("s", "captions", "train", 1000, 100, kept, {}, 1, 1, 1.0, 1.0, staged)
+    assert least <= round(sample.most_staged()) <= most

@@ -358,7 +358,7 @@ def test_without_a_network_a_known_name_says_what_to_put_where(tmp_path, capsys,
     _, err = prepared(capsys, "--labels", "cifar10", "-o", tmp_path / "c", code=2)
     assert "not in the hub's cache, and HF_HUB_OFFLINE is set" in err
     assert "download cifar-10-python.tar.gz (170 MB, md5 c58f30108f718f92721af3b95e74349a) from" in err
-    assert err.rstrip().endswith("then run: unicl prepare --labels cifar10 --data-dir DIR")
+    assert err.rstrip().endswith(f"then run: unicl prepare --labels cifar10 --data-dir {tmp_path}")
     assert not (tmp_path / "c").exists()
 
 

@@ -3,6 +3,8 @@
 import gzip
 import io
 import json
+import os
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -121,6 +123,55 @@ def test_gcc15m_is_both_lists_with_a_count_for_each(server, data, capsys):
     assert "gcc3m: 2 of 3 listed images" in out
     assert "gcc12m: 2 of 3 listed images" in out
     assert open_corpus(data.parent / "both").name == "both (4 of 6 listed images)"
+
+
+GCC3M = "Train_GCC-training.tsv"
+
+
+@pytest.mark.parametrize(
+    ("there", "words", "missing"),
+    [
+        ((), "--captions gcc15m", {"gcc3m": GCC3M, "gcc12m": "cc12m.tsv"}),
+        ((GCC3M,), "--captions gcc15m", {"gcc12m": "cc12m.tsv"}),
+        (("cc12m.tsv",), "--captions cc15m?encoding=utf-8", {"gcc3m": GCC3M}),
+        ((), "--labels imagenet --captions gcc12m", {"imagenet": "ILSVRC2012_img_train.tar", "gcc12m": "cc12m.tsv"}),
+        ((), "--labels digits --captions gcc12m?path=data", {"gcc12m": "cc12m.tsv"}),
+    ],
+)
+def test_all_missing_files_are_told_at_once_with_the_command_for_all_sources(data, capsys, there, words, missing):
+    """Of data sets that stand for several, of several sources, and of those of which one is there."""
+    for name in there:
+        (data / name).write_text("one\ttwo\n", encoding="utf-8")
+    assert main(["prepare", *words.split(), "--data-dir", "data", "-o", "c"]) == 2
+    told, _, hint = capsys.readouterr().err.partition("  hint: ")
+    assert len(told.splitlines()) == len(missing)
+    place = str(data.resolve())
+    for name, file in missing.items():
+        assert f"{name}: {file}" in told
+        assert file in hint
+    assert hint.count(f" into {place}") == len(missing)
+    command = " ".join(map(shlex.quote, words.removesuffix("?path=data").split()))
+    assert hint.rstrip().endswith(f", then run: unicl prepare {command} --data-dir {place}")
+
+
+def test_without_a_data_dir_a_missing_file_names_a_place_for_it(data, capsys):
+    assert main(["prepare", "--captions", "gcc15m", "-o", "c"]) == 2
+    hint = capsys.readouterr().err.partition("  hint: ")[2]
+    assert hint.count(" into a directory DIR") == 2
+    assert hint.rstrip().endswith("then run: unicl prepare --captions gcc15m --data-dir DIR")
+
+
+def test_a_data_set_that_the_hub_does_not_give_is_told_with_the_command_for_all_sources(data, server):
+    write_gcc(data, server, ["ok"])
+    words = ("prepare", "--captions", "gcc3m", "--labels", "cifar10", "--data-dir", "data", "-o", "c")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    done = subprocess.run(
+        [sys.executable, "-m", "unicl_cli", *words], capture_output=True, text=True, check=False, env=environment
+    )
+    told, _, hint = done.stderr.partition("  hint: ")
+    assert told.startswith("error: cifar10: ")
+    assert "cannot be fetched from the hub" in told
+    assert hint.rstrip().endswith(f"unicl prepare --labels cifar10 --captions gcc3m --data-dir {data.resolve()}")
 
 
 def test_sbu_comes_from_its_archive(server, data, capsys):

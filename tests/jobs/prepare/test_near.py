@@ -84,6 +84,66 @@ def test_an_equal_copy_of_a_row_left_out_as_nearly_equal_goes_to_the_same_row(tm
     assert {row["detail"] for row in rejects(tmp_path / "c").values()} == {"nearly the same image as f:a/1.png"}
 
 
+def test_training_images_of_other_splits_go_from_training_and_the_other_splits_stay_as_they_are(tmp_path, capsys):
+    put(tmp_path / "f", {f"train/a/{n}.png": encode(draw_scene(n)) for n in range(5)})
+    put(tmp_path / "f", {"train/a/4-again.png": change(draw_scene(4), "smaller")})
+    put(tmp_path / "f", {"val/a/v1.jpg": change(draw_scene(1), "jpeg"), "val/a/v2.png": encode(draw_scene(2))})
+    put(tmp_path / "f", {"val/a/v2-again.jpg": change(draw_scene(2), "jpeg")})
+    put(tmp_path / "f", {"test/a/t3.png": change(draw_scene(3), "larger"), "test/a/t9.png": encode(draw_scene(9))})
+    argv = ("--labels", tmp_path / "f", "--keep-order", "--dedup", "near", "-o", tmp_path / "c")
+    report, err = prepared(capsys, *argv)
+    assert list(rows_of(tmp_path / "c")) == ["f:train/a/0.png", "f:train/a/4-again.png"]
+    assert list(rows_of(tmp_path / "c", "val")) == ["f:val/a/v1.jpg", "f:val/a/v2-again.jpg"]
+    assert len(rows_of(tmp_path / "c", "test")) == 2
+    assert {key: row["detail"] for key, row in rejects(tmp_path / "c").items()} == {
+        "f:train/a/1.png": "nearly the same image as f:val/a/v1.jpg, split val",
+        "f:train/a/2.png": "nearly the same image as f:val/a/v2-again.jpg, split val",
+        "f:train/a/3.png": "nearly the same image as f:test/a/t3.png, split test",
+        "f:train/a/4.png": "nearly the same image as f:train/a/4-again.png",
+        "f:val/a/v2.png": "nearly the same image as f:val/a/v2-again.jpg",
+    }
+    facts = report["dedup"]["near"]
+    assert (facts["leaks"], facts["also_in_train"]) == ({"test": 1, "val": 2}, {"test": 0, "val": 0})
+    assert (facts["groups"], facts["rows"], facts["equal"]) == (4, 5, 0)
+    assert "2 training rows whose image, or nearly, is in the val split: their captions are left out, too" in err
+    assert prepared(capsys, *argv)[0] == report
+    (tmp_path / "c/duplicates.json").write_text("{", "utf-8")
+    assert main(["prepare", "--repair", "-o", str(tmp_path / "c")]) == 0
+    capsys.readouterr()
+    assert prepared(capsys, *argv)[0] == report
+
+
+def test_equal_training_images_of_any_kind_go_for_another_split_without_their_captions(tmp_path, capsys):
+    put(tmp_path, {f"{n}.png": encode(draw_scene(n % 10)) for n in (0, 1, 2, 3, 13)})
+    put(tmp_path, {"2.jpg": change(draw_scene(2), "jpeg")})
+    (tmp_path / "l.csv").write_text("image,label,split\n0.png,a,train\n1.png,b,test\n2.png,a,test\n")
+    (tmp_path / "x.csv").write_text(
+        "image,caption,split\n1.png,a red door,train\n2.jpg,a gate,train\n3.png,a cat,train\n13.png,a dog,test\n"
+    )
+    sources = ("--labels", tmp_path / "l.csv", "--captions", tmp_path / "x.csv")
+    report, _ = prepared(capsys, *sources, "--dedup", "near", "-o", tmp_path / "c")
+    assert report["dedup"]["near"]["leaks"] == {"test": 3}
+    assert report["rejected"] == {"duplicate": 2, "near_duplicate": 1}
+    assert report["duplicates_of_eval"] == {"test": 0}
+    assert [row.texts for row in rows_of(tmp_path / "c", "test", "captions").values()] == [("a dog",)]
+    assert all(row.texts == () for row in rows_of(tmp_path / "c", "test").values())
+    assert list(rows_of(tmp_path / "c")) == ["l:0.png"]
+
+
+def test_a_training_row_left_out_for_another_split_stays_for_no_duplicate(tmp_path, capsys):
+    """A copy that is like the row, but not like the other split's image, is kept."""
+    steps = [Image.blend(draw_scene(1), draw_scene(2), share / 40) for share in range(16)]
+    put(tmp_path / "f", {f"train/a/{n:02}.png": encode(image) for n, image in enumerate(steps)})
+    put(tmp_path / "f", {"test/a/t.png": encode(steps[0])})
+    report, _ = prepared(capsys, "--labels", tmp_path / "f", "--keep-order", "-o", tmp_path / "c", "--dedup", "near")
+    leaks = report["dedup"]["near"]["leaks"]["test"]
+    kept, gone = rows_of(tmp_path / "c"), rejects(tmp_path / "c")
+    of_train = [row["detail"] for row in gone.values() if not row["detail"].endswith("f:test/a/t.png, split test")]
+    assert leaks == len(gone) - len(of_train) > 1
+    assert of_train
+    assert {detail.rpartition(" ")[2] for detail in of_train} <= kept.keys()
+
+
 def test_images_of_another_corpus_are_left_out_and_counted(photos, capsys):
     put(photos / "t", {f"x/{n}.png": encode(draw_scene(n)) for n in (7, 8)})
     put(

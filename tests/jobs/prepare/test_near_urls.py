@@ -14,7 +14,7 @@ from unicl_cli.cli import main
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.fetch import Fetcher
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.prepare import duplicates
+from unicl_cli.jobs.prepare import duplicates, estimate, signatures
 from unicl_cli.jobs.prepare import prepare as job
 from unicl_cli.jobs.prepare.engines import local
 
@@ -86,6 +86,36 @@ def test_equal_images_at_two_addresses_are_one_with_exact(run):
     assert found["dedup"]["exact"]["rows"] == 1
 
 
+@pytest.mark.parametrize("dedup", ["exact", "near"])
+def test_a_dry_run_tells_the_disk_that_downloads_take_until_their_shards_are_written(run, monkeypatch, capsys, dedup):
+    planned = run("--dry-run", dedup=dedup)
+
+    def fail(*args, **options):
+        raise UniclError("the power is gone", "wait")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(duplicates, "find_duplicates", fail)
+        run(dedup=dedup, code=2)
+    waiting = [file for file in Path("c/parts").iterdir() if file.suffix in (".arrow", ".sha256", ".near")]
+    assert planned["bytes_staged"] == sum(file.stat().st_size for file in waiting)
+    assert len(waiting) == (3 if dedup == "near" else 2)
+    images = planned["bytes_expected"][1]
+    assert planned["bytes_at_once"] == images + planned["bytes_staged"], "of one shard all waits until it is there"
+    words = ["prepare", "--captions", "list.tsv", "--allow-private", "-o", "d", "--dedup", dedup, "--dry-run"]
+    assert main(words) == 0
+    assert "--dedup keeps downloads on the disk until their shards are written: up to" in capsys.readouterr().out
+    monkeypatch.setattr(estimate, "_free_bytes", lambda out: int(1.2 * planned["bytes_at_once"]) - 99)
+    assert main(words) == 2
+    assert "1.2 times the expected size with the downloads that wait for --dedup" in capsys.readouterr().err
+    assert main([*words[:-2], "off", "--dry-run"]) == 0
+
+
+def test_without_dedup_no_download_waits(run):
+    planned = run("--dry-run", dedup="off")
+    assert planned["bytes_staged"] == 0
+    assert planned["bytes_at_once"] == planned["bytes_expected"][1]
+
+
 def test_rows_that_come_back_are_compared_with_those_that_are_there(server, run, capsys):
     run()
     before = hashes()
@@ -115,13 +145,13 @@ def test_a_caption_that_cannot_move_into_a_finished_shard_is_told(server, run, c
 def test_stopped_in_any_phase_the_same_command_asks_for_nothing_again(server, run, monkeypatch, phase):
     whole = run(out="whole")
     server.asked.clear()
-    place = job if phase in ("write_unit", "fold_manifest") else duplicates
+    places = {"stage_unit": signatures, "find_duplicates": duplicates}
 
     def fail(*args, **options):
         raise UniclError("the power is gone", "wait")
 
     with monkeypatch.context() as patch:
-        patch.setattr(place, phase, fail)
+        patch.setattr(places.get(phase, job), phase, fail)
         run(code=2)
     run()
     assert hashes() == hashes("whole")
@@ -236,12 +266,67 @@ def test_a_source_may_read_the_media_of_an_image_that_is_downloaded(server, tmp_
     assert report["sources"][0]["media"] == {"audio": {"rows": 2, "missing": 1}}
 
 
-def test_near_copies_of_training_images_in_another_split_are_told(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    put(tmp_path / "f", {f"train/a/{n}.png": encode(draw_scene(n)) for n in range(4)})
-    put(tmp_path / "f", {f"val/a/{n}.jpg": change(draw_scene(n), "jpeg") for n in (1, 2)})
-    put(tmp_path / "f", {"val/a/2-again.jpg": change(draw_scene(2), "smaller"), "val/a/3.png": encode(draw_scene(3))})
-    report, err = prepared(capsys, "--labels", "f", "-o", "c", "--dedup", "near")
-    assert report["dedup"]["near"]["also_in_train"] == {"val": 2}, "the third is a duplicate, the fourth the same image"
-    assert "2 rows of the val split with nearly the image of a training row" in err
-    assert report["duplicates_of_eval"] == {"val": 1}
+@pytest.fixture
+def run_splits(server: ImageServer, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Prepare a list whose lines say the split; 101 and 203 are copies of 1 and 3, and 503 is over in a second try."""
+    rows = [("train", "scene", 0), ("train", "scene", 1), ("train", "scene", 2), ("train", "scene", 5)]
+    rows += [("val", "scene", 101), ("val", "scene", 7), ("val", "scene503", 302)]
+    rows += [("train", "scene503", 203), ("val", "scene", 3), ("train", "scene503", 4)]
+    lines = [f"{server.url(kind, n)}?{at},{split} {n},{split}\n" for at, (split, kind, n) in enumerate(rows)]
+    Path("splits.csv").write_text("url,caption,split\n" + "".join(lines), encoding="utf-8")
+
+    def prepare(*more: str, out: str = "c", code: int = 0) -> dict:
+        argv = ["prepare", "--captions", "splits.csv", "--allow-private", "--keep-order", "-o", out, "--dedup", "near"]
+        capsys.readouterr()
+        assert main([*argv, *more, "--json"]) == code
+        text = capsys.readouterr().out
+        return json.loads(text) if text else {}
+
+    return prepare
+
+
+def texts_of(split: str) -> list[str]:
+    table = open_corpus("c").table(split, "captions")
+    return [" + ".join(table.read(row).texts) for row in range(len(table))]
+
+
+@pytest.mark.parametrize("phase", ["stage_unit", "find_duplicates", "write_unit", "fold_manifest"])
+def test_downloaded_training_images_of_another_split_are_left_out_also_after_a_stop(
+    server, run_splits, monkeypatch, phase
+):
+    places = {"stage_unit": signatures, "find_duplicates": duplicates}
+
+    def fail(*args, **options):
+        raise UniclError("the power is gone", "wait")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(places.get(phase, job), phase, fail)
+        run_splits(code=2)
+    found = run_splits()
+    assert found["dedup"]["near"]["leaks"] == {"val": 1}
+    assert texts_of("train") == ["train 0", "train 2", "train 5"]
+    assert texts_of("val") == ["val 101", "val 7", "val 3"]
+    assert max(server.asked.values()) == 3, "a 503 is tried three times"
+
+
+def test_of_rows_that_come_back_only_training_rows_go_for_another_split(server, run_splits, capsys):
+    """A row of `val` that comes back never goes, and what is in a finished shard of `train` stays: it is told."""
+    run_splits()
+    before = hashes()
+    server.is_well = True
+    found = run_splits("--retry-failed")
+    assert found["dedup"]["near"]["leaks"] == {"val": 2}
+    assert found["dedup"]["near"]["also_in_train"] == {"val": 1}
+    assert texts_of("train") == ["train 0", "train 2", "train 5", "train 4"]
+    assert texts_of("val") == ["val 101", "val 7", "val 3", "val 302"]
+    assert {name: data for name, data in hashes().items() if name in before} == before
+    assert any("1 row of the val split with nearly the image of a training row" in note for note in found["notes"])
+    # a shard that is lost comes back as it was
+    whole = hashes()
+    server.asked.clear()
+    for shard in Path("c/data/train").iterdir():
+        shard.unlink()
+    assert run_splits() == found
+    assert hashes() == whole
+    assert "/scene/1.png?1" not in server.asked
+    assert main(["prepare", "--verify", "-o", "c"]) == 0

@@ -1,5 +1,6 @@
 """The catalogue of data sets known by name: facts from `catalogue.yaml`, and where the files of each are looked for."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from unicl_cli.data.sources.data_dirs import folders_of
+from unicl_cli.data.sources.data_dirs import data_dirs, folders_of
 from unicl_cli.data.sources.hub import is_offline
 from unicl_cli.errors import UniclError
 
@@ -170,16 +171,31 @@ def _locate(dataset: Dataset, part: ListPart) -> LocatedPart | None:
     for option, names in part.files.items():
         found = next((place / name for name in names if (place / name).exists()), None)
         if found is None:
-            raise UniclError(
-                f"{dataset.name}: {file} is there, but not {' or '.join(names)} in {place}", _get_hint(dataset)
+            raise MissingFilesError(
+                dataset, f"{dataset.name}: {file} is there, but not {' or '.join(names)} in {place}"
             )
         beside[option] = found
     return LocatedPart(part, file, beside)
 
 
+class MissingFilesError(UniclError):
+    """The files of a data set are not there; ``get`` says how to get them."""
+
+    def __init__(self, dataset: Dataset, message: str, missing: Sequence[str] = ()) -> None:
+        self.get = _describe_ways(dataset, missing)
+        super().__init__(message, f"{self.get}, then run: {_command(f'{dataset.option} {dataset.name}')}")
+
+
+def join_missing(errors: Sequence[MissingFilesError], asked: Sequence[str]) -> UniclError:
+    """Return one error for all data sets that are missing, with the command for all that was ``asked``, as options."""
+    get = "; ".join(error.get for error in errors)
+    first, *more = (error.message for error in errors)
+    return UniclError(first, f"{get}, then run: {_command(*asked)}", details=more)
+
+
 def missing_error(
     dataset: Dataset, missing: Sequence[str] = (), tried: Sequence[Path] = (), why: str = ""
-) -> UniclError:
+) -> MissingFilesError:
     """Return the error for a data set whose files are not there: what, where it was looked for, how to get it.
 
     ``missing`` are the files that lack (default: the first of each layout); ``tried`` are the places, if they are not
@@ -192,20 +208,29 @@ def missing_error(
     told = told or f"the folder wds_{dataset.shards}"
     looked = [str(place) for place in tried or folders_of(dataset.name)]
     where = f"not found (looked in {', '.join(looked)})" if looked else "not found (no --data-dir given)"
-    return UniclError(f"{dataset.name}: {told}: {where}{f'; {why}' if why else ''}", _get_hint(dataset, missing))
+    return MissingFilesError(dataset, f"{dataset.name}: {told}: {where}{f'; {why}' if why else ''}", missing)
 
 
-def _get_hint(dataset: Dataset, missing: Sequence[str] = ()) -> str:
-    """Return what to download from where, and the exact next command."""
-    command = f"then run: unicl prepare {dataset.option} {dataset.name} --data-dir DIR"
+def _directory() -> str:
+    """Return the directory that downloads belong into, as a word of a command; DIR if none is given."""
+    return next((shlex.quote(str(place)) for place in data_dirs()), "DIR")
+
+
+def _command(*asked: str) -> str:
+    return " ".join(["unicl prepare", *asked, "--data-dir", _directory()])
+
+
+def _describe_ways(dataset: Dataset, missing: Sequence[str] = ()) -> str:
+    """Return what to download from where, and into which directory."""
     files = [file for file in dataset.files if len(missing) != 1 or file.name in missing]
     ways = list(_other_ways(dataset))
     if not files:
-        return f"{' or '.join(ways)}, {command}"
+        return " or ".join(ways)
     source = f" from {dataset.url}" if dataset.url else ""
     note = f" ({dataset.get})" if dataset.get else ""
-    ways.append(f"download {', '.join(file.describe() for file in files)}{source}{note} into a directory DIR")
-    return f"{', or '.join(ways)}, {command}"
+    place = _directory() if data_dirs() else "a directory DIR"
+    ways.append(f"download {', '.join(file.describe() for file in files)}{source}{note} into {place}")
+    return ", or ".join(ways)
 
 
 def _other_ways(dataset: Dataset) -> Iterator[str]:
@@ -214,4 +239,4 @@ def _other_ways(dataset: Dataset) -> Iterator[str]:
         yield f"{first} to read hf:{dataset.hub.name}"
     if dataset.shards:
         repo = f"{SHARDS_HUB}{dataset.shards}"
-        yield f"run `hf download {repo} --repo-type dataset --local-dir DIR/wds_{dataset.shards}`"
+        yield f"run `hf download {repo} --repo-type dataset --local-dir {_directory()}/wds_{dataset.shards}`"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, cast
 from urllib.parse import unquote
@@ -11,7 +12,7 @@ from urllib.parse import unquote
 from unicl_cli import binding, registry
 from unicl_cli.contracts import DatasetSource
 from unicl_cli.data.sources import catalogue
-from unicl_cli.data.sources.catalogue import Dataset, LocatedPart
+from unicl_cli.data.sources.catalogue import Dataset, LocatedPart, MissingFilesError
 from unicl_cli.data.sources.data_dirs import data_dirs, folders_of
 from unicl_cli.data.sources.hf_folder import is_dataset
 from unicl_cli.data.sources.hub import HUB, commit_of, fetch_folder, is_offline
@@ -52,16 +53,36 @@ def open_source(src: str, kind: str) -> DatasetSource:
     return KnownSource(_open_registered(src, kind, *resolve_source(src)), dataset)
 
 
-def check_known(sources: Iterable[tuple[str, str]]) -> None:
-    """Raise UniclError for a data set of the catalogue that is nowhere, without asking the hub.
+def open_sources(specs: Sequence[SourceSpec]) -> list[DatasetSource]:
+    """Open all sources. UniclError, with the command for all, for a data set of the catalogue that is nowhere."""
+    try:
+        return [open_source(spec.src, spec.kind) for spec in specs]
+    except MissingFilesError as error:
+        raise catalogue.join_missing([error], [_as_option(spec.kind, spec.src) for spec in specs]) from error
+
+
+def check_known(sources: Sequence[tuple[str, str]]) -> None:
+    """Raise UniclError for all data sets of the catalogue that are nowhere, without asking the hub.
 
     ``sources`` are pairs of a kind and a SRC. Most libraries of `prepare` are imported after this check.
     """
-    for kind, written in sources:
-        for src in _expand(written):
-            dataset = _find_known(split_options(src)[0])
-            if dataset is not None and (is_offline() or not (dataset.hub or dataset.shards)):
-                open_source(src, kind)
+    missing: list[MissingFilesError] = []
+    for kind, src in ((kind, src) for kind, written in sources for src in _expand(written)):
+        dataset = _find_known(split_options(src)[0])
+        if dataset is None or (not is_offline() and (dataset.hub or dataset.shards)):
+            continue
+        try:
+            open_source(src, kind)
+        except MissingFilesError as error:
+            missing.append(error)
+    if missing:
+        raise catalogue.join_missing(missing, [_as_option(kind, src) for kind, src in sources])
+
+
+def _as_option(kind: str, src: str) -> str:
+    """Return a source as it is given to `prepare`, without a path where it was not found."""
+    base, options = split_options(src)
+    return f"--{kind} {shlex.quote(base if 'path' in options and _find_known(base) else src)}"
 
 
 def _find_known(base: str) -> Dataset | None:

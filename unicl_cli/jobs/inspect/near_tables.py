@@ -60,7 +60,7 @@ def near_notes(facts: Mapping[str, Any]) -> Iterator[str]:
     for split, n in found["also_in_train"].items():
         if n:
             rows = f"{count_of(n, 'row')} of split {split} nearly {plural(n, 'repeats', 'repeat')} an image of train"
-            yield f"{rows}: results on {split} may look too good"
+            yield f"{rows}: results on {split} may look too good; leave out the training rows with prepare --dedup near"
     for each in found["against"]:
         if n := each["same"] + each["near"]:
             rows = count_of(n, "row has an image", "rows have an image")

@@ -5,6 +5,7 @@ import shutil
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from math import sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,8 @@ from unicl_cli.jobs.prepare.progress import format_counts, warn
 from unicl_cli.jobs.prepare.request import PrepareRequest
 from unicl_cli.jobs.prepare.set_report import describe_sets, format_sets
 from unicl_cli.jobs.prepare.shards import DECODERS, RowTools, prepare_row
+from unicl_cli.jobs.prepare.signatures import bytes_per_row
+from unicl_cli.jobs.prepare.staged import measure_staged
 from unicl_cli.jobs.prepare.units import Unit
 from unicl_cli.pages.text import align_columns
 
@@ -40,7 +43,8 @@ _WORKER = 130_000_000
 class SourceSample(NamedTuple):
     """``n`` of ``rows`` rows, tried in ``seconds``: ``kept`` of them, in ``size`` bytes; ``pixels`` of the largest.
 
-    ``cpu`` are the CPU seconds of all threads in that time.
+    ``cpu`` are the CPU seconds of all threads in that time. ``staged`` are the bytes of the rows as downloads that
+    wait until all are compared; 0 for rows that do not.
     """
 
     source: str
@@ -54,6 +58,7 @@ class SourceSample(NamedTuple):
     pixels: int
     seconds: float
     cpu: float
+    staged: int = 0
 
     def expected(self) -> tuple[float, float, float]:
         """Return the rows that will be kept, with the 95 % bounds of Wilson's interval."""
@@ -67,6 +72,10 @@ class SourceSample(NamedTuple):
     def bytes_of(self, rows: float) -> float:
         """Return the size of so many kept rows."""
         return rows * self.size / self.kept if self.kept else 0.0
+
+    def most_staged(self) -> float:
+        """Return the size of all rows while they wait, by the upper bound."""
+        return self.staged * (self.expected()[2] / self.kept if self.kept else self.rows / self.n)
 
 
 def run(request: PrepareRequest, *, workers: int | None, as_json: bool) -> None:
@@ -88,10 +97,12 @@ def run(request: PrepareRequest, *, workers: int | None, as_json: bool) -> None:
     else:
         for line in _format_report(report):
             print_line(line)
-    if report["free"] is not None and report["bytes_expected"][1] * ROOM > report["free"]:
+    needed = report["bytes_at_once"] * ROOM
+    if report["free"] is not None and needed > report["free"]:
+        waiting = " with the downloads that wait for --dedup" if report["bytes_staged"] else ""
         raise UniclError(
             f"{out}: not enough disk space: {byte_size(report['free'])} free, "
-            f"{byte_size(report['bytes_expected'][1] * ROOM)} needed ({ROOM} times the expected size)",
+            f"{byte_size(needed)} needed ({ROOM} times the expected size{waiting})",
             "free some space, choose another disk with -o, or reduce the corpus with --size or --limit",
         )
 
@@ -101,7 +112,8 @@ def _sample_rows(plan: CorpusPlan, planned: PlannedSource, split: str, out: Path
     n = min(SAMPLE, len(rows))
     name, kind = planned.spec.name, planned.spec.kind
     work = plan.work(Unit(f"{name}-{kind}", split, name, kind, 0, n, n), out)
-    work = work._replace(not_in=False)  # the images of other corpora are not read, as duplicates are not sought
+    waits = work.compared
+    work = work._replace(not_in=False, compared=False)  # images of other corpora are not read, duplicates not sought
     chosen = [rows[at * len(rows) // n] for at in range(n)]
     tools = RowTools(planned.source, work)
     started, cpu = time.monotonic(), time.process_time()
@@ -120,6 +132,7 @@ def _sample_rows(plan: CorpusPlan, planned: PlannedSource, split: str, out: Path
         max((row.record["width"] * row.record["height"] for row in kept), default=0),
         seconds,
         cpu,
+        measure_staged(results) if waits else 0,
     )
 
 
@@ -133,7 +146,8 @@ def _build_report(out: Path, plan: CorpusPlan, samples: list[SourceSample], work
         }
         for sample in samples
     ]
-    upper = sum(sample.bytes_of(sample.expected()[2]) for sample in samples)
+    upper = round(sum(sample.bytes_of(sample.expected()[2]) for sample in samples))
+    staging = _estimate_staging(plan, samples)
     largest = max(sample.pixels for sample in samples)
     return {
         "schema": "unicl/prepare/1",
@@ -141,7 +155,9 @@ def _build_report(out: Path, plan: CorpusPlan, samples: list[SourceSample], work
         "dry_run": True,
         "rows": sum(sample.rows for sample in samples),
         "rows_expected": [round(sum(column)) for column in zip(*(s.expected() for s in samples), strict=True)],
-        "bytes_expected": [sum(source["bytes_expected"] for source in sources), round(upper)],
+        "bytes_expected": [sum(source["bytes_expected"] for source in sources), upper],
+        "bytes_staged": staging,
+        "bytes_at_once": upper + (_estimate_copies(plan, samples, workers, staging) if staging else 0),
         "seconds": round(sum(_estimate_seconds(sample, workers, cores()) for sample in samples)),
         "memory": _estimate_memory(workers, largest, samples),
         "free": _free_bytes(out),
@@ -152,6 +168,27 @@ def _build_report(out: Path, plan: CorpusPlan, samples: list[SourceSample], work
         "sources": sources,
         "notes": plan.notes,
     }
+
+
+def _estimate_staging(plan: CorpusPlan, samples: Sequence[SourceSample]) -> int:
+    """Estimate the most bytes of downloads that wait for `--dedup`, with the digests; 0 without such."""
+    if not any(sample.staged for sample in samples):
+        return 0
+    per_row = bytes_per_row(near=plan.options.dedup == "near")
+    return round(sum(sample.most_staged() + per_row * sample.rows for sample in samples))
+
+
+def _estimate_copies(plan: CorpusPlan, samples: Sequence[SourceSample], workers: int, staging: int) -> int:
+    """Estimate the most bytes beside those of the corpus: a download goes when its whole shard is there."""
+    rows = Counter[tuple[str, str]]()  # of the largest shard
+    units = plan.units()
+    for unit in units:
+        rows[unit.source, unit.split] = max(rows[unit.source, unit.split], unit.rows)
+    waiting = [sample for sample in samples if sample.staged]
+    stored = sum(sample.bytes_of(sample.expected()[2]) for sample in waiting)
+    shard = max(sample.bytes_of(rows[sample.source, sample.split]) for sample in waiting)
+    at_once = min(workers, len(units), plan.downloads.per_host)
+    return round(staging - stored + min(stored, shard * at_once))
 
 
 def _estimate_seconds(sample: SourceSample, workers: int, cores: int) -> float:
@@ -193,7 +230,7 @@ def _format_report(report: dict[str, Any]) -> list[str]:
         reasons.update(line["rejected"])
         size = byte_size(line["bytes_expected"])
         cells.append((line["source"], line["kind"], line["split"], f"{line['rows']:,}", bounds, rejected, size))
-    seconds = report["seconds"]
+    seconds, staged = report["seconds"], report["bytes_staged"]
     free = f" ({byte_size(report['free'])} free)" if report["free"] is not None else ""
     duration = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{max(1, seconds)} s"
     return [
@@ -203,6 +240,14 @@ def _format_report(report: dict[str, Any]) -> list[str]:
         *([f"rejected in sample: {format_counts(reasons)}"] if reasons else []),
         f"{report['corpus']}: about {report['rows_expected'][0]:,} of {count_of(report['rows'], 'row')}, "
         f"{count_of(report['classes'], 'class')}, {byte_size(report['bytes_expected'][0])}{free}",
+        *(
+            [
+                f"--dedup keeps downloads on the disk until their shards are written: up to {byte_size(staged)}, "
+                f"and about {byte_size(report['bytes_at_once'])} with the shards"
+            ]
+            if staged
+            else []
+        ),
         f"about {duration} and {byte_size(report['memory'])} of memory with "
         f"{count_of(report['workers'], 'worker')}; nothing was written",
     ]

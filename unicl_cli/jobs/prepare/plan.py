@@ -17,7 +17,7 @@ from unicl_cli.data.manifest import SCHEMA_VERSION, SETS_VERSION
 from unicl_cli.data.pictures import ImageError, examine
 from unicl_cli.data.sources.lists.lines import URL_FAULT
 from unicl_cli.data.sources.lists.record import BAD_LINE
-from unicl_cli.data.sources.resolve import SourceSpec, open_source
+from unicl_cli.data.sources.resolve import SourceSpec, open_sources
 from unicl_cli.data.text import clean, has_markup
 from unicl_cli.errors import Remark, UniclError
 from unicl_cli.jobs.prepare.classes import (
@@ -127,6 +127,7 @@ class CorpusPlan(NamedTuple):
         rows = [row._replace(texts=(*row.texts, *duplicates.texts.get(row.key, ()))) for row in self.rows_of(unit)]
         gone = {row.key: duplicates.gone[row.key] for row in rows if row.key in duplicates.gone}
         nearly = duplicates.nearly.intersection(gone)
+        leaks = {key: duplicates.leaks[key] for key in gone if key in duplicates.leaks}
         near, not_in = self.options.dedup == "near", bool(self.others)
         is_raw = self.options.text == "raw"
         size, min_side = self.options.size, self.options.min_side
@@ -135,7 +136,7 @@ class CorpusPlan(NamedTuple):
         hosts = self.downloads.per_host
         work = Work(unit, out, src, rows, size, is_raw, gone, min_side, media, self.groups, fetch, hosts)
         compared = fetch is not None and self.options.dedup != "off"
-        return work._replace(near=near, not_in=not_in, nearly=nearly, compared=compared)
+        return work._replace(near=near, not_in=not_in, nearly=nearly, leaks=leaks, compared=compared)
 
     def rows_of(self, unit: Unit) -> list[Row]:
         """Return the rows of a unit."""
@@ -190,7 +191,7 @@ def make_plan(
     by their places.
     """
     others = open_others(options.not_in, out)
-    sources = [open_source(item.src, item.kind) for item in specs]
+    sources = open_sources(specs)
     notes: list[str] = []
     labelled = [(item, source) for item, source in zip(specs, sources, strict=True) if item.kind == "labels"]
     merged = merge_classes([(item.name, source.classes) for item, source in labelled], notes)

@@ -10,7 +10,7 @@ from unicl_cli.core.documents import check_document
 from unicl_cli.core.files import write_atomic
 from unicl_cli.data.manifest import MANIFEST, PLAN, EqualImages, Manifest, read_manifest, repair_hint
 from unicl_cli.errors import Stopped, UniclError
-from unicl_cli.jobs.prepare import duplicates, holdout, not_in
+from unicl_cli.jobs.prepare import duplicates, holdout, not_in, signatures
 from unicl_cli.jobs.prepare.download import Downloads
 from unicl_cli.jobs.prepare.duplicates import NO_DUPLICATES, Duplicates
 from unicl_cli.jobs.prepare.engines.choice import ON_THIS_MACHINE, EngineChoice, LateEngine
@@ -104,7 +104,7 @@ def prepare(
                 f"{out}: stopped after {len(markers):,} of {len(units):,} shards", f"continue with: {stop.again}"
             )
         not_in.remove_index(out)
-        duplicates.remove_staged(units, out)
+        signatures.remove_staged(units, out)
         report = _finish_corpus(preparation, saved, [markers[unit.marker] for unit in units], found, is_new=is_new)
         if rows_before not in (None, report["rows"]):
             warn(f"{out}: now has {report['rows']:,} rows; it had {rows_before:,} before shards were made again")
@@ -208,12 +208,12 @@ def _find_duplicates(preparation: Preparation, markers: Mapping[str, PartMarker]
     if plan.has_urls:
         return _find_among_downloads(preparation, markers, near=near)
     if found := _read_duplicates(out):
-        duplicates.remove_digests(units, out)
+        signatures.remove_digests(units, out)
         return found
-    if not _run_over(preparation, units, duplicates.units_without_digests(units, out, near=near), duplicates.hash_unit):
+    if not _run_over(preparation, units, signatures.units_without_digests(units, out, near=near), signatures.hash_unit):
         return None
     found = duplicates.find_duplicates(units, plan.row_at, out, near=near)
-    duplicates.remove_digests(units, out)  # only now: what they say is on disk
+    signatures.remove_digests(units, out)  # only now: what they say is on disk
     return found
 
 
@@ -232,10 +232,10 @@ def _find_among_downloads(
     local = [unit for unit in fresh if not plan.find_source(unit.source).has_urls]
     remote = [unit for unit in fresh if plan.find_source(unit.source).has_urls]
     missing = [unit for unit in remote if not (out / unit.staged).is_file()]
-    if not _run_over(preparation, remote, missing, duplicates.stage_unit):
+    if not _run_over(preparation, remote, missing, signatures.stage_unit):
         return None
-    missing = duplicates.units_without_digests(local, out, near=near)
-    if not _run_over(preparation, local, missing, duplicates.hash_unit):
+    missing = signatures.units_without_digests(local, out, near=near)
+    if not _run_over(preparation, local, missing, signatures.hash_unit):
         return None
     finished = frozenset(unit.shard for unit in units if unit.marker in markers)
     earlier = duplicates.Earlier(found, finished, plan.rows_of)
@@ -246,7 +246,7 @@ def _run_over(preparation: Preparation, units: Sequence[Unit], missing: Sequence
     """Run a job on the ``missing`` ones of some units; False if it was stopped before all were done."""
     if not missing:
         return True
-    label = "download" if job is duplicates.stage_unit else "compare"
+    label = "download" if job is signatures.stage_unit else "compare"
     with _show_progress(label, units, missing) as progress:
         for _ in _run_engine(preparation, missing, job, NO_DUPLICATES, progress):
             progress.shard_done()
@@ -340,7 +340,7 @@ def _check_no_source_is_empty(out: Path, new: Sequence[Unit], report: dict[str, 
     if len(empty) == len(rejected):
         for file in (*(unit.marker for unit in new), duplicates.FILE, holdout.FILE, PLAN) if new else ():
             (out / file).unlink(missing_ok=True)
-        duplicates.remove_digests(new, out)
+        signatures.remove_digests(new, out)
         reasons = report["rejected"]
         raise UniclError(f"{out}: no usable rows (rejected: {format_counts(reasons)})", see)
     name, reasons = empty[0], rejected[empty[0]]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from unicl_cli.core.json_output import print_json
-from unicl_cli.data.manifest import Manifest, NotIn, describe_survival
+from unicl_cli.data.manifest import Manifest, NearFacts, NotIn, describe_survival
 from unicl_cli.data.media import count_missing
 from unicl_cli.data.near_images import MOST_COMPARED
 from unicl_cli.errors import Remark, print_line
@@ -34,13 +34,13 @@ REMEDIES = {
     "bomb": "more than 250 million pixels (64 in WebP, AVIF, GIF): shrink the image first",
     "broken": _CUT,
     "dns": "no address for the host: --retry-failed asks again",
-    "duplicate": "the same image as an earlier row (--dedup exact)",
+    "duplicate": "the same image as a row that is kept (--dedup)",
     "empty": "the file is empty: copy or download it again",
     "encoded": "the server compressed the image again",
     "in_other_corpus": "its image is in a corpus of --not-in, exactly or nearly: see its detail",
     "media_too_large": "a media item is larger than 64 MB: shorten or compress it",
     "missing_file": "the file does not exist: paths are relative to the list, or to its root=",
-    "near_duplicate": "nearly the same image as an earlier row (--dedup near)",
+    "near_duplicate": "nearly the same image as a row that is kept (--dedup near)",
     "no_label": "no class: move it into a class folder, or fill in its label",
     "no_resources": "no thread or memory was left for it: --retry-failed asks again",
     "no_text": "no caption: fill it in, or use --labels or --images",
@@ -134,15 +134,24 @@ def _dedup_notes(manifest: Manifest) -> Iterator[str]:
         yield (
             f"{found.labels_differ:,} of these had another label than the row kept, for example {gone} (kept: {kept})"
         )
-    if near and near.flat:
+    if near:
+        yield from _near_notes(near)
+
+
+def _near_notes(near: NearFacts) -> Iterator[str]:
+    for split, count in near.leaks.items():
+        if count:
+            rows = f"{count_of(count, 'training row')} whose image, or nearly, is in the {split} split"
+            yield Remark(f"of these, {rows}: their captions are left out, too")
+    if near.flat:
         yield Remark(f"{count_of(near.flat, 'image')} of one colour compared byte for byte only")
-    for split, count in (near.also_in_train if near else {}).items():
+    for split, count in near.also_in_train.items():
         if count:
             yield (
-                f"{count_of(count, 'row')} of the {split} split with nearly the image of a training row: results on "
-                f"{split} will look too good; unicl inspect --near shows them, --not-in keeps them out of training"
+                f"{count_of(count, 'row')} of the {split} split with nearly the image of a training row in a finished "
+                f"shard: results on {split} will look too good; to leave these out of training, prepare into another -o"
             )
-    if near and near.crowded:
+    if near.crowded:
         yield (
             f"{count_of(near.crowded, 'image')} compared with {MOST_COMPARED:,} of their candidates only: some near "
             "duplicates may be left"

@@ -1,10 +1,11 @@
-"""Rows among which duplicates are sought: those of one kind and split, by their digests and signatures."""
+"""Rows among which duplicates are sought, those of one kind and split or of several, by digests and signatures."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,18 +22,20 @@ Mask = NDArray[np.bool_]
 
 
 class Scope:
-    """The rows of units of one kind and split: 32 bytes for each in memory, and 9 more for ``near``.
+    """The rows of some units: 32 bytes for each in memory, and 9 more for ``near``; ``files`` are their signatures.
 
     After `groups`, ``flat`` and ``crowded`` count the images that cannot be compared, and have too many candidates.
     """
 
-    def __init__(self, units: Sequence[Unit], out: Path, *, near: bool) -> None:
-        self.units, self.split = units, units[0].split
+    def __init__(self, units: Sequence[Unit], digests: NDArray[np.uint8], files: Sequence[NDArray[Any]] | None) -> None:
+        self.units, self.digests, self.files = units, digests, files
         self.starts = np.cumsum([0, *(unit.rows for unit in units)])
-        data = b"".join((out / unit.hashes).read_bytes() for unit in units)
-        self.digests = np.frombuffer(data, np.uint8).reshape(-1, 32).copy()
-        self.files = [_map_signatures(out / unit.signatures) for unit in units] if near else None
         self.flat = self.crowded = 0
+
+    @property
+    def split(self) -> str:
+        """The split of the first unit, which is that of all except in rows of several scopes."""
+        return self.units[0].split
 
     def place(self, row: int) -> tuple[Unit, int]:
         """Return the unit of a row, and its number there."""
@@ -48,22 +51,34 @@ class Scope:
 
         Every row of a group nearly equals its first, so no chain of small changes joins different images.
         """
-        own = np.arange(len(self.digests))
-        equal = own.copy()  # the first row with the same digest
-        for places in group_equal(self.digests):
-            equal[places] = places[0]
+        equal = self._first_equal()
         first = self._first_near(equal) if self.files is not None else equal
-        order = np.lexsort((own, first))
+        order = np.lexsort((np.arange(len(first)), first))
         for places in np.split(order, np.flatnonzero(np.diff(first[order])) + 1):
             if len(places) > 1:
                 yield places.tolist(), (equal[places] == equal[places[0]]).tolist()
 
-    def _first_near(self, equal: Ints) -> Ints:
-        """Return the first row that each row equals or nearly equals."""
+    def match(self, fixed: int) -> Iterator[tuple[int, int, bool]]:
+        """Yield each row from ``fixed`` on that equals or nearly equals one before, that row, and whether it equals."""
+        equal = self._first_equal()
+        first = self._first_near(equal, fixed)
+        for row in (fixed + np.flatnonzero(first[fixed:] < fixed)).tolist():
+            yield row, int(first[row]), bool(equal[row] < fixed)
+
+    def _first_equal(self) -> Ints:
+        """Return the first row with the same digest as each row."""
+        equal = np.arange(len(self.digests))
+        for places in group_equal(self.digests):
+            equal[places] = places[0]
+        return equal
+
+    def _first_near(self, equal: Ints, fixed: int = 0) -> Ints:
+        """Return the first row that each row equals or nearly equals; with ``fixed``, one before that or itself."""
         own = np.arange(len(equal))
         state = self.states()
-        found = find_nearly_equal(self.hashes(), (state == COMPARABLE) & (equal == own), self.read)
-        self.flat, self.crowded = int(((state == FLAT_IMAGE) & (equal == own)).sum()), found.crowded
+        found = find_nearly_equal(self.hashes(), (state == COMPARABLE) & (equal == own), self.read, fixed)
+        self.flat = int(((state == FLAT_IMAGE) & (equal == own)).sum())
+        self.crowded += found.crowded
         return np.where(found.earlier < 0, own, found.earlier)[equal]
 
     def hashes(self) -> NDArray[np.uint64]:
@@ -79,6 +94,13 @@ class Scope:
         at = np.searchsorted(self.starts, rows, side="right") - 1
         places = zip(at.tolist(), (rows - self.starts[at]).tolist(), strict=True)
         return np.stack([files[number]["thumb"][row] for number, row in places])
+
+
+def read_scope(units: Sequence[Unit], out: Path, *, near: bool) -> Scope:
+    """Return the rows of units, whose digests and signatures are in ``out``."""
+    data = b"".join((out / unit.hashes).read_bytes() for unit in units)
+    files = [_map_signatures(out / unit.signatures) for unit in units] if near else None
+    return Scope(units, np.frombuffer(data, np.uint8).reshape(-1, 32).copy(), files)
 
 
 def _map_signatures(file: Path) -> NDArray[Any]:
@@ -97,35 +119,37 @@ def group_equal(digests: NDArray[np.uint8]) -> Iterator[Ints]:
             yield order[start:end]
 
 
-def count_near_train(scopes: Sequence[Scope]) -> dict[str, int]:
-    """Count for each other split the rows whose image nearly equals, and does not equal, one of `train`.
+class Match(NamedTuple):
+    """A row of a scope whose image the row ``other`` of other scopes has, or nearly; both with their units."""
 
-    Rows that are hidden do not count: they are left out.
+    scope: Scope
+    at: int
+    place: tuple[Unit, int]
+    other: tuple[Unit, int]
+    is_equal: bool
+
+
+def match_across(fixed: Sequence[Scope], free: Sequence[Scope]) -> Iterator[Match]:
+    """Yield each row of ``free`` that equals or nearly equals one of ``fixed``; images count as crowded there.
+
+    Rows that are hidden match no other.
     """
-    training = [scope for scope in scopes if scope.split == "train"]
-    counts: dict[str, int] = {}
-    for split in dict.fromkeys(scope.split for scope in scopes if scope.split != "train"):
-        others = [scope for scope in scopes if scope.split == split]
-        counts[split] = _count_near(training, others) if training else 0
-    return counts
-
-
-def _count_near(training: Sequence[Scope], others: Sequence[Scope]) -> int:
-    scopes = [*training, *others]
+    if not fixed or not free:
+        return
+    scopes = [*fixed, *free]
+    joined = Scope(
+        [unit for scope in scopes for unit in scope.units],
+        np.concatenate([scope.digests for scope in scopes]),
+        [file for scope in scopes for file in scope.files or ()],
+    )
     ends = np.cumsum([len(scope.digests) for scope in scopes])
-    fixed = int(ends[len(training) - 1])
-    digests = np.concatenate([scope.digests for scope in scopes]).view("V32").ravel()
-    usable = np.concatenate([scope.states() for scope in scopes]) == COMPARABLE
-    usable[fixed:] &= ~np.isin(digests[fixed:], digests[:fixed])
+    for row, other, is_equal in joined.match(int(ends[len(fixed) - 1])):
+        number = int(np.searchsorted(ends, row, side="right"))
+        at = row - int(ends[number - 1])
+        yield Match(scopes[number], at, joined.place(row), joined.place(other), is_equal)
+    free[0].crowded += joined.crowded
 
-    def read(rows: Ints) -> NDArray[np.uint8]:
-        at = np.searchsorted(ends, rows, side="right")
-        return np.stack(
-            [
-                scopes[number].read(np.array([row - int(ends[number]) + len(scopes[number].digests)]))[0]
-                for number, row in zip(at.tolist(), rows.tolist(), strict=True)
-            ]
-        )
 
-    hashes = np.concatenate([scope.hashes() for scope in scopes])
-    return int((find_nearly_equal(hashes, usable, read, fixed).earlier >= 0).sum())
+def count_near_train(training: Sequence[Scope], others: Sequence[Scope]) -> Counter[str]:
+    """Count for each other split the rows whose image nearly equals, and does not equal, one of `train`."""
+    return Counter(match.place[0].split for match in match_across(training, others) if not match.is_equal)

@@ -343,9 +343,10 @@ def reject_duplicate(row: Row, work: Work) -> Rejected | None:
     first = work.gone.get(row.key)
     if first is None:
         return None
+    where = f", split {work.leaks[row.key]}" if row.key in work.leaks else ""
     if row.key in work.nearly:
-        return Rejected(row.key, row.ref, "near_duplicate", f"nearly the same image as {first}")
-    return Rejected(row.key, row.ref, "duplicate", f"the same image as {first}")
+        return Rejected(row.key, row.ref, "near_duplicate", f"nearly the same image as {first}{where}")
+    return Rejected(row.key, row.ref, "duplicate", f"the same image as {first}{where}")
 
 
 def media_of(source: DatasetSource) -> tuple[str, ...]:

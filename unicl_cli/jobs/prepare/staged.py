@@ -38,18 +38,33 @@ _SCHEMA = pa.schema(
 def write_staged(file: Path, results: Iterable[PreparedRow | Rejected | None]) -> bool:
     """Write the results of a unit's rows; False, and no file, if they broke off."""
     with temporary_beside(file) as part:
-        with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
-            some: list[dict[str, Any]] = []
-            for result in results:
-                if result is None:
-                    return False
-                some.append(_as_line(result))
-                if len(some) == _BATCH:
-                    writer.write_batch(pa.RecordBatch.from_pylist(some, _SCHEMA))
-                    some = []
-            if some:
-                writer.write_batch(pa.RecordBatch.from_pylist(some, _SCHEMA))
+        with pa.OSFile(str(part), "wb") as sink:
+            if not _write_batches(sink, results):
+                return False
         replace_durably(part, file)
+    return True
+
+
+def measure_staged(results: Iterable[PreparedRow | Rejected]) -> int:
+    """Return the bytes that such a file of these results has."""
+    sink = pa.MockOutputStream()
+    _write_batches(sink, results)
+    return sink.size()
+
+
+def _write_batches(sink: Any, results: Iterable[PreparedRow | Rejected | None]) -> bool:
+    """Write the results until one is None; False if one was."""
+    with pa.ipc.new_file(sink, _SCHEMA) as writer:
+        some: list[dict[str, Any]] = []
+        for result in results:
+            if result is None:
+                return False
+            some.append(_as_line(result))
+            if len(some) == _BATCH:
+                writer.write_batch(pa.RecordBatch.from_pylist(some, _SCHEMA))
+                some = []
+        if some:
+            writer.write_batch(pa.RecordBatch.from_pylist(some, _SCHEMA))
     return True
 
 
