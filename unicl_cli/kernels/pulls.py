@@ -77,7 +77,9 @@ class Bags(NamedTuple):
         weight = self.weight.reshape(-1)[self.order]
         if strength is not None:
             weight.mul_(strength[item])
-        return F.embedding_bag(reads[item], x.to(out.dtype), self.starts, per_sample_weights=weight, mode="sum")
+        read = reads[item]
+        del item  # the sums take the most memory
+        return F.embedding_bag(read, x.to(out.dtype), self.starts, per_sample_weights=weight, mode="sum")
 
     def multiply(self, groups: Tensor, q: Tensor, part: slice) -> Tensor:
         return self._items(groups, part).mul_(q).sum(1)
