@@ -57,7 +57,7 @@ def test_every_url_is_in_the_corpus_or_left_out_with_its_reason_and_is_asked_for
     }
     urls = table.column("url").to_pylist()
     assert {url.rsplit("/", 2)[1] for url in urls} == {"ok", "once"}
-    assert found["downloads"] | {"worst": []} == {"urls": 30, "kept": 22, "hosts": 1, "worst": []}
+    assert found["downloads"] | {"worst": []} == {"urls": 30, "images": 22, "kept": 22, "hosts": 1, "worst": []}
     asked = dict(server.asked)
     assert asked["/ok/3.png"] == 1
     assert asked["/404/22.png"] == 1, "never tried again"

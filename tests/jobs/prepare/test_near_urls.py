@@ -70,6 +70,8 @@ def test_of_near_duplicates_the_first_of_the_list_stays_and_nothing_is_asked_twi
     assert {name: found["dedup"]["near"][name] for name in ("groups", "rows", "equal", "texts")} == {
         "groups": 3, "rows": 4, "equal": 1, "texts": 4
     }  # fmt: skip
+    counts = {name: found["downloads"][name] for name in ("urls", "images", "kept")}
+    assert counts == {"urls": 14, "images": 8, "kept": 4}, "a duplicate is no image that its host lost"
     asked = dict(server.asked)
     assert set(asked.values()) == {1, 3}, "a 503 is tried three times"
     assert run() == found

@@ -19,6 +19,8 @@ from unicl_cli.jobs.prepare.units import rejects_of
 
 _WORST = 10
 """Hosts that a report names."""
+_GAVE_IMAGE = frozenset(("duplicate", "near_duplicate", "in_other_corpus"))
+"""Reasons of rows whose URL gave an image that is not wanted."""
 
 
 def read_left_out(out: Path, markers: Sequence[PartMarker], *, strict: bool = False) -> dict[str, Rejected]:
@@ -43,24 +45,31 @@ def read_left_out(out: Path, markers: Sequence[PartMarker], *, strict: bool = Fa
 
 
 class LeftOut:
-    """The keys of the rows that a corpus lacks, and the hosts of their URLs: 12 bytes for each."""
+    """The keys of the rows that a corpus lacks, and the hosts of their URLs: 12 bytes for each.
+
+    ``lost`` counts the URLs of each host that gave no image, ``unwanted`` those that gave one.
+    """
 
     def __init__(self, out: Path, markers: Sequence[PartMarker]) -> None:
         keys, hosts, back = array("Q"), array("q"), array("Q")
-        names: dict[str, int] = {}
+        names: dict[tuple[str, bool], int] = {}
         listed = read_in_order(out, lambda marker: _read_rejects(out, marker), markers)
         for marker, rejects in zip(markers, listed, strict=True):
             if marker.retried and marker.rows:
                 back.extend(map(hash_text, _read_column(out, marker, "key")))
             for row in rejects:
                 keys.append(hash_text(str(row.key)))
-                hosts.append(names.setdefault(host_of(row.url) if row.url else "", len(names)))
+                of = (host_of(row.url) if row.url else "", row.reason in _GAVE_IMAGE)
+                hosts.append(names.setdefault(of, len(names)))
         every = np.frombuffer(keys, np.uint64)[::-1]  # of a row that failed again, the last try counts
         self._keys, last = np.unique(every, return_index=True)
         is_lost = ~np.isin(self._keys, np.frombuffer(back, np.uint64))
         self._keys, last = self._keys[is_lost], last[is_lost]
         counts = np.bincount(np.frombuffer(hosts, np.int64)[::-1][last], minlength=len(names))
-        self.hosts = Counter({name: int(counts[at]) for name, at in names.items() if name and counts[at]})
+        self.lost, self.unwanted = Counter[str](), Counter[str]()
+        for (host, gave_image), at in names.items():
+            if host and counts[at]:
+                (self.unwanted if gave_image else self.lost)[host] = int(counts[at])
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -86,16 +95,19 @@ def count_rejected(markers: Sequence[PartMarker]) -> dict[str, int]:
     return dict(sorted((reason, count) for reason, count in rejected.items() if count))
 
 
-def describe_downloads(out: Path, markers: Sequence[PartMarker], lost: Counter[str]) -> dict[str, Any]:
-    """Return ``downloads``: the URLs that gave an image, and the hosts that ``lost`` most; nothing without URLs."""
+def describe_downloads(out: Path, markers: Sequence[PartMarker], left_out: LeftOut) -> dict[str, Any]:
+    """Return ``downloads``: the URLs that gave an image, and the hosts that lost most; nothing without URLs."""
     kept: Counter[str] = Counter()
     for urls in read_in_order(out, lambda marker: _read_column(out, marker, "url"), (m for m in markers if m.rows)):
         kept.update(host_of(url) for url in urls if url)
-    if not kept and not lost:
+    images, lost = kept + left_out.unwanted, left_out.lost
+    if not images and not lost:
         return {}
-    worst = [{"host": host, "urls": kept[host] + count, "kept": kept[host]} for host, count in lost.most_common(_WORST)]
-    total = kept.total() + lost.total()
-    return {"downloads": {"urls": total, "kept": kept.total(), "hosts": len(kept | lost), "worst": worst}}
+    worst = [
+        {"host": host, "urls": images[host] + count, "images": images[host]} for host, count in lost.most_common(_WORST)
+    ]
+    counts = {"urls": images.total() + lost.total(), "images": images.total(), "kept": kept.total()}
+    return {"downloads": {**counts, "hosts": len(images | lost), "worst": worst}}
 
 
 def format_downloads(report: dict[str, Any]) -> list[str]:
@@ -103,9 +115,9 @@ def format_downloads(report: dict[str, Any]) -> list[str]:
     found = report.get("downloads")
     if not found:
         return []
-    share, hosts = found["kept"] / found["urls"], count_of(found["hosts"], "host")
-    lines = [f"downloaded {found['kept']:,} of {found['urls']:,} URLs ({share:.1%}) from {hosts}"]
-    worst = [f"{host['host']} {host['urls'] - host['kept']:,} of {host['urls']:,}" for host in found["worst"][:3]]
+    share, hosts = found["images"] / found["urls"], count_of(found["hosts"], "host")
+    lines = [f"downloaded {found['images']:,} of {found['urls']:,} URLs ({share:.1%}) from {hosts}"]
+    worst = [f"{host['host']} {host['urls'] - host['images']:,} of {host['urls']:,}" for host in found["worst"][:3]]
     return [*lines, f"most lost: {', '.join(worst)}"] if worst else lines
 
 

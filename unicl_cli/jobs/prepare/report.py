@@ -90,7 +90,7 @@ def write_summary(out: Path, plan: CorpusPlan, markers: Sequence[PartMarker], ma
         "class_examples": describe_examples(stored.examples),
         **describe_sets(plan.groups, count_set_sizes(markers)),
         "sources": sources,
-        **(describe_downloads(out, markers, left_out.hosts) if any(of.has_urls for of in plan.sources) else {}),
+        **(describe_downloads(out, markers, left_out) if any(of.has_urls for of in plan.sources) else {}),
         **manifest.model_dump(include={"text_stats", "dedup", "equal_pictures", "duplicates_of_eval"}),
         **({"survival": manifest.model_dump(include={"survival"})["survival"]} if manifest.survival else {}),
         **({"not_in": [of.model_dump() for of in manifest.not_in]} if manifest.not_in else {}),

@@ -158,7 +158,7 @@ def _find_results(
 ) -> Iterator[PreparedRow | Rejected | None]:
     """Yield every row's result in order: of rows that were downloaded to be compared, what was kept of them."""
     if work.compared and (work.out / work.unit.staged).is_file():
-        return _report_along(_finish_staged(work, stopped), work, tick)
+        return _report_along(_finish_staged(work, source, stopped), work, tick)
     return prepare_rows(work, source, tick, stopped)
 
 
@@ -187,7 +187,9 @@ def _weigh(results: Sequence[PreparedRow | Rejected | None]) -> int:
     return sum(result.stored_bytes for result in results if isinstance(result, PreparedRow))
 
 
-def _finish_staged(work: Work, stopped: Callable[[], bool]) -> Iterator[PreparedRow | Rejected | None]:
+def _finish_staged(
+    work: Work, source: DatasetSource, stopped: Callable[[], bool]
+) -> Iterator[PreparedRow | Rejected | None]:
     """Yield the kept results, without the rows that are duplicates, and with the texts that others inherit."""
     for row, result in zip(work.rows, read_staged(work.out / work.unit.staged), strict=True):
         if stopped():
@@ -199,7 +201,7 @@ def _finish_staged(work: Work, stopped: Callable[[], bool]) -> Iterator[Prepared
         texts, _ = usable_texts(row, work)
         record = result.record | {"texts": texts, "text_hash": [text.text_hash(t) for t in texts]}
         kept = PreparedRow(record, result.animated, len(row.texts) - len(texts))
-        yield reject_duplicate(row, work) or kept
+        yield reject_duplicate(row, work, url_of(source, row)) or kept
 
 
 def _report_along(
@@ -291,9 +293,9 @@ def prepare_row(row: Row, tools: RowTools) -> PreparedRow | Rejected:
     if reason:
         detail = row.ref.removeprefix(BAD_LINE) if reason == "bad_line" else " ".join(row.texts)[:200]
         return Rejected(row.key, row.ref, reason, detail)
-    if earlier := (tools.compared and tools.compared.left_out(row)) or reject_duplicate(row, work):
-        return earlier
     url = url_of(tools.source, row) if tools.download else None
+    if earlier := (tools.compared and tools.compared.left_out(row)) or reject_duplicate(row, work, url):
+        return earlier
     try:
         found = tools.read(row, url)
         data = found["image"]
@@ -338,15 +340,15 @@ def _reject_known(row: Row, url: str | None, known: Sequence[Known]) -> Rejected
     return Rejected(row.key, row.ref, "in_other_corpus", f"{same} {first.row}", url, found)
 
 
-def reject_duplicate(row: Row, work: Work) -> Rejected | None:
-    """Return the outcome of a row whose image another one has, or nearly; None for other rows."""
+def reject_duplicate(row: Row, work: Work, url: str | None) -> Rejected | None:
+    """Return the outcome of a row whose image, perhaps at a ``url``, another one has, or nearly; None for others."""
     first = work.gone.get(row.key)
     if first is None:
         return None
     where = f", split {work.leaks[row.key]}" if row.key in work.leaks else ""
     if row.key in work.nearly:
-        return Rejected(row.key, row.ref, "near_duplicate", f"nearly the same image as {first}{where}")
-    return Rejected(row.key, row.ref, "duplicate", f"the same image as {first}{where}")
+        return Rejected(row.key, row.ref, "near_duplicate", f"nearly the same image as {first}{where}", url)
+    return Rejected(row.key, row.ref, "duplicate", f"the same image as {first}{where}", url)
 
 
 def media_of(source: DatasetSource) -> tuple[str, ...]:
