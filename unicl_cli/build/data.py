@@ -133,7 +133,7 @@ def place_classes(
 
 
 def check_sets(recipe: Recipe, label_sets: LabelSets | None, *, stored: bool) -> None:
-    """Raise UniclError if the recipe's rows have label sets, and its loss or its order takes one label a row.
+    """Raise UniclError if the recipe's rows have label sets, and its loss takes one label a row.
 
     ``stored``: the corpora have them; else they are the classes that captions name.
     """
@@ -145,21 +145,19 @@ def check_sets(recipe: Recipe, label_sets: LabelSets | None, *, stored: bool) ->
             f"loss: '{recipe.loss.name}' takes one label a row, and {why} label sets",
             f"use one of {', '.join(losses_that_take('label_sets'))}",
         )
-    for key, value, off in (
-        ("balance", recipe.data.balance, "0"),
-        ("rows_per_class", recipe.data.rows_per_class, "null"),
-    ):
-        if value and stored:
+
+
+def check_class_order(recipe: Recipe, *, has_sets: bool) -> None:
+    """Raise UniclError for an order that draws rows by their class, where rows have sets or the loss does as much."""
+    for key, off in (("balance", "0"), ("rows_per_class", "null")):
+        if not getattr(recipe.data, key):
+            continue
+        if has_sets:
             raise UniclError(
                 f"data.{key}: draws rows by their one label, and rows of data.train have label sets",
                 f"set data.{key}={off}",
             )
-
-
-def check_adjustment(recipe: Recipe) -> None:
-    """Raise UniclError if both the loss and the order of rows make up for rare classes."""
-    for key, off in (("balance", "0"), ("rows_per_class", "null")):
-        if recipe.loss.options.get("logit_adjustment") and getattr(recipe.data, key):
+        if recipe.loss.options.get("logit_adjustment"):
             raise UniclError(
                 f"loss.logit_adjustment: data.{key} makes up for rare classes, too",
                 f"set data.{key}={off}, or loss.logit_adjustment=0",
@@ -233,8 +231,9 @@ def build_data(recipe: Recipe) -> TrainingData:
         ancestors=recipe.data.ancestors,
         named=MOST_NAMED if recipe.data.caption_labels == "positive" else 0,
     )
-    check_adjustment(recipe)
-    check_sets(recipe, label_sets, stored=any(corpus.manifest.has_sets for corpus in corpora))
+    stored = any(corpus.manifest.has_sets for corpus in corpora)
+    check_sets(recipe, label_sets, stored=stored)
+    check_class_order(recipe, has_sets=stored)
     strands: list[Strand] = []
     for number, (item, corpus, place) in enumerate(zip(recipe.data.train, corpora, places, strict=True)):
         if item.split not in corpus.splits:

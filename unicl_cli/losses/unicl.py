@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unicl_cli.contracts import NO_KEY, NO_LABEL, NO_TEXT, Batch, Drawn, LabelSets, Model
+from unicl_cli.contracts import NO_KEY, NO_LABEL, Batch, Drawn, LabelSets, Model
 from unicl_cli.core.batch_columns import HASH_KEYS, KNOWN, NAMED, OWN_TEXT, ROW_KEYS, SHOWN
 from unicl_cli.core.image_cache import reads_no_images
 from unicl_cli.core.label_sets import named_column, set_columns
@@ -161,8 +161,8 @@ class UniCL(nn.Module):
         target = self.target_of(batch, scale.dtype)
         if target is not None and self.class_tokens is not None:
             target = target._replace(classes=model.encode_text(self.class_tokens).embed)
-        if self.priors is not None:
-            u, v, target = add_priors(self.priors, u, v, scale, self.shown_classes(batch), index, target)
+        if target is not None and self.priors is not None:
+            u, v, target = self.add_priors(self.priors, u, v, scale, index, target)
         out = both_ways(u, v, keys, scale, terms=self.terms, tile=self.tile, index=index, target=target)
         return {**out, "logit_scale": scale.detach()}
 
@@ -170,12 +170,6 @@ class UniCL(nn.Module):
         """Return the batch with a row for each text, and the keys of its rows: NO_KEY for one that does not count."""
         batch = double_rows(batch)
         return batch, self.sets.hide_weightless(text_keys(batch.keys, batch), batch)
-
-    def shown_classes(self, batch: Batch) -> Tensor:
-        """Return the class that the prompt of each row names, int64; NO_LABEL for a row that shows none."""
-        if SHOWN in batch.extra:
-            return batch.extra[SHOWN]
-        return batch.labels.masked_fill(batch.extra[OWN_TEXT] != NO_KEY, NO_LABEL)
 
     def target_of(self, batch: Batch, dtype: torch.dtype) -> Target | None:
         """Return the target on two levels, or of label sets; None for a batch without the column OWN_TEXT."""
@@ -188,25 +182,18 @@ class UniCL(nn.Module):
         texts = torch.where(labelled | (batch.keys < ROW_KEYS), captions, batch.keys)
         return self.sets.complete(Target(texts, share, labels), batch)
 
+    def add_priors(
+        self, priors: Tensor, u: Tensor, v: Tensor, scale: Tensor, index: Tensor | None, target: Target
+    ) -> tuple[Tensor, Tensor, Target]:
+        """Return images, texts and target with one coordinate more: it adds the prior of its class to a prompt's logit.
 
-def add_priors(
-    priors: Tensor,
-    u: Tensor,
-    v: Tensor,
-    scale: Tensor,
-    shown: Tensor,
-    index: Tensor | None,
-    target: Target | None,
-) -> tuple[Tensor, Tensor, Target | None]:
-    """Return images, texts and target with one coordinate more, which adds the prior of a prompt's class to its logits.
-
-    It is a constant of each text, so softmaxes over images stay as they are. ``shown``: the class of each row's prompt.
-    """
-    added = F.pad(priors, (0, 1))[torch.where(shown == NO_LABEL, len(priors), shown)].to(v.dtype)
-    if index is not None:  # rows that share a text show the same prompt
-        places = torch.where(index == NO_TEXT, len(v), index)
-        added = added.new_zeros(len(v) + 1).scatter(0, places, added)[:-1]
-    if target is not None and target.classes is not None:
-        target = target._replace(classes=torch.cat([target.classes, priors[:, None].to(v.dtype)], 1))
-    ones = torch.ones_like(u[:, :1]) / scale.to(u.dtype)  # the logit is scale * u . v
-    return torch.cat([u, ones], 1), torch.cat([v, added[:, None]], 1), target
+        It is a constant of each text, so softmaxes over images stay as they are.
+        """
+        shown = target.labels[:, 0].masked_fill(target.texts != NO_KEY, NO_LABEL)
+        added = F.pad(priors, (0, 1)).to(v.dtype)[shown if target.shown is None else target.shown]  # last: no class
+        if index is not None:  # rows that share a text show the same prompt
+            added = v.new_zeros(len(v) + 1).index_put((index,), added)[:-1]  # last: rows without text
+        if target.classes is not None:
+            target = target._replace(classes=torch.cat([target.classes, priors[:, None].to(v.dtype)], 1))
+        ones = torch.ones_like(u[:, :1]) / scale.to(u.dtype)  # the logit is scale * u . v
+        return torch.cat([u, ones], 1), torch.cat([v, added[:, None]], 1), target
