@@ -176,7 +176,7 @@ def unicl(  # noqa: PLR0913 - its options are keys of the recipe
     label_sets: LabelSets | None,
     shows_captions: bool,
     hides_named: bool,
-    class_prompts: Callable[[str], Tensor],
+    class_prompts: Callable[[str], Tensor] | None,
     class_counts: Callable[[], Sequence[int]] | None,
     terms: Terms = ("image", "text"),
     tile: Tile = "auto",
@@ -204,7 +204,7 @@ def unicl(  # noqa: PLR0913 - its options are keys of the recipe
         weights=weights,
         hides_named=hides_named,
     )
-    if class_columns is not None:
+    if class_columns is not None and class_prompts is not None:
         loss.add_class_columns(class_prompts(class_columns.template))
     if logit_adjustment and class_counts is not None:
         loss.adjust_logits(class_counts(), logit_adjustment)

@@ -14,7 +14,7 @@ from unicl_cli.contracts import ClassName, LabelSets, Model, Part
 from unicl_cli.core.loop import Step
 from unicl_cli.core.machine import free_memory
 from unicl_cli.core.memory import limit_modules
-from unicl_cli.core.prompt_marks import mark_prompts
+from unicl_cli.core.prompt_marks import start_prompts
 from unicl_cli.core.prompts import fill_template, load_templates
 from unicl_cli.core.recompute import recompute_blocks
 from unicl_cli.core.switches import apply_switches
@@ -65,19 +65,13 @@ def build_step(
     param_groups.freeze_towers(model)
     own = find_tokenizer(model) if recipe.model.tokenizer is None else None
 
+    def choose_tokenizer() -> Tokenizer:
+        return begin_prompts(model, own or tokenizer())
+
     def tokenize_classes(template: str) -> Tensor:
         texts = [fill_template(load_templates([template])[0], item.names[0]) for item in classes]
-        chosen = own or tokenizer()
-        begin_prompts(model, chosen)
-        tokens = chosen(texts)
-        if (first := getattr(chosen, "prompt_token", None)) is not None:
-            tokens[:, 0] = first
-        if getattr(chosen, "marks_prompts", False):
-            mark_prompts(tokens)
-        return tokens
-
-    def choose_tokenizer() -> Tokenizer:
-        return own or tokenizer()
+        chosen = choose_tokenizer()
+        return start_prompts(chosen(texts), chosen)
 
     context |= {
         "image_width": lambda: cast("Model", model).image_width,
@@ -96,9 +90,7 @@ def build_step(
     check_texts(recipe, model, loss)
     if getattr(model, "text", model) is None and not reads_tokens(recipe):
         return Step(model, loss), None
-    found = own or tokenizer()
-    begin_prompts(model, found)
-    return Step(model, loss), found
+    return Step(model, loss), choose_tokenizer()
 
 
 def check_texts(recipe: Recipe, model: nn.Module, loss: nn.Module) -> None:
@@ -132,8 +124,8 @@ def find_ends(tokenizer: Tokenizer) -> tuple[int, int]:
     return int(rows[0, 0]), end
 
 
-def begin_prompts(model: nn.Module, tokenizer: Tokenizer) -> None:
-    """Let the tokenizer, which may have served another model, begin and mark prompts as the model learns it.
+def begin_prompts(model: nn.Module, tokenizer: Tokenizer) -> Tokenizer:
+    """Let the tokenizer, which may have served another model, begin and mark prompts as the model learns it; return it.
 
     UniclError for a model with ``heads`` and a tokenizer from elsewhere.
     """
@@ -147,6 +139,7 @@ def begin_prompts(model: nn.Module, tokenizer: Tokenizer) -> None:
             "model.heads: the text tower's own tokenizer does not mark prompts",
             "set model.tokenizer to corpus, clip or a file, or remove model.heads",
         )
+    return tokenizer
 
 
 def build_towers(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unicl_cli.contracts import NO_LABEL, NO_TEXT, Batch, Drawn
 from unicl_cli.core.batch_columns import HASH_KEYS, PROMPT, PROMPTED, ROW_KEYS
-from unicl_cli.core.prompt_marks import mark_prompts
+from unicl_cli.core.prompt_marks import start_prompts
 from unicl_cli.data.tokenizers import TextTokenizer
 
 Hook = Callable[[Sequence[Drawn], Tensor, Tensor], Mapping[str, Tensor]]
@@ -88,11 +88,7 @@ def collate(
     # never empty, since every rank runs the text tower in every step
     texts = list(rows) or [("", 0, NO_LABEL)]
     tokens = torch.zeros(1, 1, dtype=torch.int64) if tokenizer is None else tokenizer([text for text, _, _ in texts])
-    is_prompt = torch.tensor([shown != NO_LABEL for _, _, shown in texts])
-    if (first := getattr(tokenizer, "prompt_token", None)) is not None:
-        tokens[is_prompt, 0] = first
-    if getattr(tokenizer, "marks_prompts", False):
-        mark_prompts(tokens, is_prompt)
+    start_prompts(tokens, tokenizer, torch.tensor([shown != NO_LABEL for _, _, shown in texts]))
     text_index = torch.tensor(index)
     return Batch(
         images=images,

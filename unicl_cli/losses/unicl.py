@@ -39,16 +39,14 @@ class SetTarget(nn.Module):
 
     weights: Tensor
     groups: Tensor
-    silent: Tensor
 
     def __init__(self, label_sets: LabelSets | None, weights: Mapping[str, float] | None) -> None:
         super().__init__()
-        values, groups = class_weights(label_sets, weights or {}), () if label_sets is None else label_sets.groups
+        groups, silent = ((), ()) if label_sets is None else (label_sets.groups, label_sets.silent)
+        values = class_weights(label_sets, weights or {})
+        values[list(silent)] = 0  # of class columns alone, which then say nothing
         self.register_buffer("weights", values, persistent=False)
         self.register_buffer("groups", torch.tensor(groups, dtype=torch.int64), persistent=False)
-        silent = torch.zeros(len(groups), dtype=torch.bool)
-        silent[list(() if label_sets is None else label_sets.silent)] = True
-        self.register_buffer("silent", silent, persistent=False)
         self.label_sets = label_sets
         self.drops = any(weight == 0 for weight in (weights or {}).values())
 
@@ -69,7 +67,7 @@ class SetTarget(nn.Module):
         target = target._replace(named=batch.extra.get(NAMED))
         if self.label_sets is None:
             return target
-        found = target._replace(weights=self.weights, shown=batch.extra[SHOWN], silent=self.silent)
+        found = target._replace(weights=self.weights, shown=batch.extra[SHOWN])
         count = len(self.label_sets.names)
         return found if count < 2 else found._replace(known=batch.extra[KNOWN], groups=self.groups, group_count=count)
 
