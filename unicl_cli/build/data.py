@@ -164,24 +164,6 @@ def check_class_order(recipe: Recipe, *, has_sets: bool) -> None:
             )
 
 
-def check_heads(recipe: Recipe, strands: Sequence[Strand], *, captions: bool) -> None:
-    """Raise UniclError if images have a projection for a kind of text that no row shows: it would learn nothing.
-
-    ``captions``: rows with a label may show captions.
-    """
-    if recipe.model.name != "two_tower" or recipe.model.part.options.get("heads") is None:
-        return
-    only_captions = recipe.data.text_for_labelled == "caption"
-    prompts = any(s.kind == LABELS and not (only_captions and s.all_captioned()) for s in strands)
-    captions = captions or any(s.kind == CAPTIONS for s in strands)
-    if not (prompts and captions):
-        kind = "captions" if prompts else "prompts of classes"
-        raise UniclError(
-            f"model.heads: images have a projection for {kind}, and no row of data.train shows any",
-            "remove model.heads, or train on rows with labels and rows with captions",
-        )
-
-
 def templates_of(corpus: Corpus, *specs: str | Sequence[str] | None) -> tuple[str, ...]:
     """Return the first template list that is given, else the corpus's own."""
     return load_templates(next((spec for spec in specs if spec is not None), corpus.templates))
@@ -260,7 +242,6 @@ def build_data(recipe: Recipe) -> TrainingData:
     checksums = {item.corpus: corpus.checksum for item, corpus in zip(recipe.data.train, corpora, strict=True)}
     mix, augment = MixedCorpora(strands, texts), device_augment_of(recipe)
     captions = shows_captions(recipe, strands)
-    check_heads(recipe, strands, captions=captions)
     return TrainingData(mix, order, classes, templates, checksums, augment, label_sets, captions)
 
 
@@ -331,6 +312,19 @@ def check_learnable(recipe: Recipe, data: TrainingData) -> None:
     reader = reader_of(recipe)
     if reader is not None and any(s.kind == "images" and not s.table.stores_media for s in data.mix.strands):
         raise images_alone(reader)
+    check_heads(recipe, data)
+
+
+def check_heads(recipe: Recipe, data: TrainingData) -> None:
+    """Raise UniclError if images have a projection for a kind of text that no row shows: it would learn nothing."""
+    if recipe.model.part.options.get("heads") != "kind":
+        return
+    strands, shows_prompts = data.mix.strands, recipe.data.text_for_labelled != "caption"
+    prompts = any(s.kind == LABELS and (shows_prompts or s.has_texts(lacking=True)) for s in strands)
+    if not (prompts and (data.shows_captions or any(s.kind == CAPTIONS for s in strands))):
+        kind = "captions" if prompts else "prompts of classes"
+        problem = f"model.heads: images have a projection for {kind}, and no row of data.train shows any"
+        raise UniclError(problem, "remove model.heads, or train on rows with labels and rows with captions")
 
 
 def reader_of(recipe: Recipe) -> str | None:

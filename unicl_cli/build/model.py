@@ -87,24 +87,24 @@ def build_step(
         "eot_id": lambda: find_ends(choose_tokenizer())[1],
     }
     loss = cast("nn.Module", binding.make("losses", recipe.loss, context))
-    check_texts(recipe, model, loss)
+    check_texts(recipe, model, loss, own)
     if getattr(model, "text", model) is None and not reads_tokens(recipe):
         return Step(model, loss), None
     return Step(model, loss), choose_tokenizer()
 
 
-def check_texts(recipe: Recipe, model: nn.Module, loss: nn.Module) -> None:
-    """Raise UniclError for options of texts that the loss cannot serve."""
+def check_texts(recipe: Recipe, model: nn.Module, loss: nn.Module, own: Tokenizer | None) -> None:
+    """Raise UniclError for options of texts that the loss, or the text tower's ``own`` tokenizer, cannot serve."""
+    name, has_heads = recipe.loss.name, getattr(model, "has_kind_heads", False)
     if recipe.data.text_for_labelled == BOTH and not getattr(loss, "two_texts", False):
-        raise UniclError(
-            f"data.text_for_labelled=both: the loss '{recipe.loss.name}' takes one text a row",
-            "set it to prompt, caption or mixed, or use the loss unicl",
-        )
-    if getattr(model, "has_kind_heads", False) and reads_tokens(recipe):
-        raise UniclError(
-            f"model.heads: the loss '{recipe.loss.name}' reads the tokens of texts itself",
-            "remove model.heads, or use a loss that does not: unicl, clip",
-        )
+        problem = f"data.text_for_labelled=both: the loss '{name}' takes one text a row"
+        raise UniclError(problem, "set it to prompt, caption or mixed, or use the loss unicl")
+    if has_heads and reads_tokens(recipe):
+        problem = f"model.heads: the loss '{name}' reads the tokens of texts itself"
+        raise UniclError(problem, "remove model.heads, or use a loss that does not: unicl, clip")
+    if has_heads and own is not None and not isinstance(own, TextTokenizer):
+        problem = "model.heads: the text tower's own tokenizer does not mark prompts"
+        raise UniclError(problem, "set model.tokenizer to corpus, clip or a file, or remove model.heads")
 
 
 def reads_tokens(recipe: Recipe) -> bool:
@@ -127,18 +127,12 @@ def find_ends(tokenizer: Tokenizer) -> tuple[int, int]:
 def begin_prompts(model: nn.Module, tokenizer: Tokenizer) -> Tokenizer:
     """Let the tokenizer, which may have served another model, begin and mark prompts as the model learns it; return it.
 
-    UniclError for a model with ``heads`` and a tokenizer from elsewhere.
+    A tokenizer from elsewhere stays as it is.
     """
     token = next((traits.prompt_token for traits in traits_in(model) if traits.prompt_token is not None), None)
-    heads = bool(getattr(model, "has_kind_heads", False))
     if isinstance(tokenizer, TextTokenizer):
         tokenizer.begin_prompts(token)
-        tokenizer.marks_prompts = heads
-    elif heads:
-        raise UniclError(
-            "model.heads: the text tower's own tokenizer does not mark prompts",
-            "set model.tokenizer to corpus, clip or a file, or remove model.heads",
-        )
+        tokenizer.marks_prompts = bool(getattr(model, "has_kind_heads", False))
     return tokenizer
 
 

@@ -24,7 +24,6 @@ def mark_prompts(tokens: Tensor, rows: Tensor | slice = slice(None)) -> None:
 def read_marks(tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Return tokens (n, L) without marks, with their host copy, and, bool (n, 1), True for prompts."""
     plain = torch.where(tokens < 0, ~tokens, tokens)
-    known = getattr(tokens, HOST, None)
-    if known is not None:
-        setattr(plain, HOST, torch.where(known < 0, ~known, known))
+    if (known := getattr(tokens, HOST, None)) is not None:
+        setattr(plain, HOST, read_marks(known)[0])
     return plain, tokens[:, :1] < 0
