@@ -76,7 +76,7 @@ def collate(
     """
     shows = [(d.text, n, d.shown) for n, d in enumerate(drawn)]
     if two_texts:
-        shows += [(d.prompt, ~n, d.prompted) for n, d in enumerate(drawn)]
+        shows += [(d.prompt, n, d.prompted) for n, d in enumerate(drawn)]
     rows: dict[Place, int] = {}
     places = [None if text is None else (text, 0 if distinct else n, shown) for text, n, shown in shows]
     found = [NO_TEXT if place is None else rows.setdefault(place, len(rows)) for place in places]
