@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unicl_cli.binding import takes
-from unicl_cli.build.caption_labels import build_naming, losses_that_take, merge_above
+from unicl_cli.build.caption_labels import build_naming, check_loss, merge_above
 from unicl_cli.build.order import build_order
 from unicl_cli.contracts import MOST_GROUPS, ClassName, LabelSets
 from unicl_cli.core.class_groups import ancestors_of, describe_place, groups_of, label_sets_of
@@ -117,14 +117,13 @@ def place_classes(
     """
     bits = {name: 1 << number for number, name in enumerate(groups_of(classes))}
     places: list[ClassPlace] = []
-    width = longest = 1
+    width = 1
     for corpus, labels in zip(corpora, maps, strict=True):
         above = ancestors_of(corpus.classes) if ancestors and any(c.parent for c in corpus.classes) else ()
         places.append(ClassPlace(labels, above, tuple(bits[name] for name in groups_of(corpus.classes))))
         deepest = max(map(len, above), default=1)
-        longest = max(longest, deepest)
         width = max(width, min(corpus.manifest.most_labels * deepest, max(1, len(corpus.classes))))
-    width = max(width, min(named * longest, len(classes)))
+        width = max(width, min(named * deepest, len(classes)))
     if not named and not any(corpus.manifest.has_sets for corpus in corpora):
         return places, None
     said = set[int]().union(*merge_above(places, len(classes)))
@@ -137,14 +136,9 @@ def check_sets(recipe: Recipe, label_sets: LabelSets | None, *, stored: bool) ->
 
     ``stored``: the corpora have them; else they are the classes that captions name.
     """
-    if label_sets is None:
-        return
-    if not takes("losses", recipe.loss.name, "label_sets"):
+    if label_sets is not None:
         why = "rows of data.train have" if stored else "data.caption_labels=positive gives rows"
-        raise UniclError(
-            f"loss: '{recipe.loss.name}' takes one label a row, and {why} label sets",
-            f"use one of {', '.join(losses_that_take('label_sets'))}",
-        )
+        check_loss(recipe, "label_sets", f"loss: '{recipe.loss.name}' takes one label a row, and {why} label sets")
 
 
 def check_class_order(recipe: Recipe, *, has_sets: bool) -> None:

@@ -136,24 +136,19 @@ def hide_named(mine: Target, everyone: Target) -> tuple[Tensor, Tensor] | None:
     """
     if mine.named is None or everyone.named is None:
         return None
-    images = torch.cat([mine.labels, _mark(mine.named)], 1)
-    texts = torch.cat([everyone.named, _mark(everyone.said())], 1)
+    # equal numbers hide a pair: c is a class of an image and of a caption, -2 - c the other way round; NO_LABEL stays
+    images = torch.cat([mine.labels, -2 - mine.named], 1)
+    texts = torch.cat([everyone.named, -2 - everyone.said()], 1)
     shared = texts[torch.isin(texts, images) & (texts != NO_LABEL)].unique()  # the number of words waits for a GPU
     words = len(shared) // 62 + 1
 
     def pack(items: Tensor) -> Tensor:
-        place = torch.searchsorted(shared, items)
         is_shared = torch.isin(items, shared)
+        place = torch.searchsorted(shared, items).masked_fill(~is_shared, 0)
         bits = torch.zeros(len(items), words, dtype=torch.int64, device=items.device)
-        place = place.masked_fill(~is_shared, 0)
         return bits.scatter_add_(1, place // 62, (1 << place % 62) * is_shared).T.contiguous()
 
     return pack(images), pack(texts)
-
-
-def _mark(classes: Tensor) -> Tensor:
-    """Return other numbers for classes, so that they equal only marked ones."""
-    return torch.where(classes == NO_LABEL, NO_LABEL, classes + (1 << 32))
 
 
 def hide_unknown(mine: Target, everyone: Target, reads: Tensor, columns: int) -> Unknown | None:
