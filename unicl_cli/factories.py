@@ -49,10 +49,8 @@ def two_tower(
     """
     from unicl_cli.model import TwoTower
 
-    towers, two = (encoder(image), None if text is None else encoder(text)), heads is not None
-    return TwoTower(
-        *towers, embed_dim=embed_dim, normalize=normalize, logit_scale=logit_scale, chunks=chunks, heads=two
-    )
+    pair, two = (encoder(image), None if text is None else encoder(text)), heads is not None
+    return TwoTower(*pair, embed_dim=embed_dim, normalize=normalize, logit_scale=logit_scale, chunks=chunks, heads=two)
 
 
 def timm(
