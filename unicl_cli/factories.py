@@ -49,10 +49,8 @@ def two_tower(
     """
     from unicl_cli.model import TwoTower
 
-    towers, two = (encoder(image), None if text is None else encoder(text)), heads is not None
-    return TwoTower(
-        *towers, embed_dim=embed_dim, normalize=normalize, logit_scale=logit_scale, chunks=chunks, heads=two
-    )
+    pair, two = (encoder(image), None if text is None else encoder(text)), heads is not None
+    return TwoTower(*pair, embed_dim=embed_dim, normalize=normalize, logit_scale=logit_scale, chunks=chunks, heads=two)
 
 
 def timm(
@@ -176,7 +174,7 @@ def unicl(  # noqa: PLR0913 - its options are keys of the recipe
     label_sets: LabelSets | None,
     shows_captions: bool,
     hides_named: bool,
-    class_prompts: Callable[[str], Tensor],
+    class_prompts: Callable[[str], Tensor] | None,
     class_counts: Callable[[], Sequence[int]] | None,
     terms: Terms = ("image", "text"),
     tile: Tile = "auto",
@@ -204,7 +202,7 @@ def unicl(  # noqa: PLR0913 - its options are keys of the recipe
         weights=weights,
         hides_named=hides_named,
     )
-    if class_columns is not None:
+    if class_columns is not None and class_prompts is not None:
         loss.add_class_columns(class_prompts(class_columns.template))
     if logit_adjustment and class_counts is not None:
         loss.adjust_logits(class_counts(), logit_adjustment)

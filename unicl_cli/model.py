@@ -82,10 +82,8 @@ def check_heads(image: nn.Module, text: nn.Module | None) -> None:
     if text is None:
         raise UniclError("model.heads: the model has no text tower", "set model.text, or remove model.heads")
     if traits_of(image).projects or traits_of(image).joint or traits_of(text).biased:
-        raise UniclError(
-            "model.heads: the towers bring the projection of images, or a bias for each class",
-            "remove model.heads, or choose other towers",
-        )
+        problem = "model.heads: the towers bring the projection of images, or a bias for each class"
+        raise UniclError(problem, "remove model.heads, or choose other towers")
 
 
 class TwoTower(nn.Module):
@@ -153,16 +151,15 @@ class TwoTower(nn.Module):
 
     def encode_text(self, tokens: Tensor) -> Features:
         """Encode int64 (U, L) to pooled (U, width) and embed (U, embed_dim)."""
-        if not self.has_kind_heads:
-            return Features(*self._encode_text(tokens))
-        tokens, is_prompt = read_marks(tokens)
-        pooled, embed = self._encode_text(tokens)
-        return Features(pooled, torch.cat([embed * is_prompt, embed * ~is_prompt], 1))
-
-    def _encode_text(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        plain, is_prompt = read_marks(tokens) if self.has_kind_heads else (tokens, None)
         if self.bank is None or not self.training:
-            return chunked(self._text, tokens, self.chunks)
-        return self._finish_text(*project(cast("nn.Module", self.text), self.bank(tokens), self.text_width))
+            pooled, embed = chunked(self._text, plain, self.chunks)
+        else:
+            known = self.bank(plain)
+            pooled, embed = self._finish_text(*project(cast("nn.Module", self.text), known, self.text_width))
+        if is_prompt is not None:
+            embed = torch.cat([embed * is_prompt, embed * ~is_prompt], 1)
+        return Features(pooled, embed)
 
     def encode_frozen(self, images: Tensor) -> Tensor | None:
         """Encode uint8 (b, 3, H, W) as far as the frozen image tower goes, (b, D); None if it learns.

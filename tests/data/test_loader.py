@@ -13,6 +13,7 @@ from tokenizers import processors
 from toy_corpora import TEMPLATES, assert_same, corpus, strands
 
 from unicl_cli.contracts import NO_TEXT, Drawn
+from unicl_cli.core.batch_columns import PROMPT
 from unicl_cli.data import loader as module
 from unicl_cli.data.collate import Extra, collate
 from unicl_cli.data.loader import AHEAD, ChunkedDraws, Chunks, Supply, batches, choose_supply, chunk_rows, join_chunks
@@ -179,6 +180,18 @@ def test_prompts_begin_with_a_token_of_their_own_and_share_no_row_with_captions(
     assert torch.equal(marked(["a dog"]), plain.tokens[:1]), "evaluation uses the tokenizer itself, which marks nothing"
     marked.begin_prompts(None)
     assert torch.equal(collate(rows, torch.zeros(4), tokenizer=marked, **options).tokens, plain.tokens)
+
+
+def test_second_texts_begin_as_prompts_and_are_never_a_row_of_an_equal_caption(tokenizer):
+    marked = copy(tokenizer)
+    marked.begin_prompts(999)
+    rows = [row._replace(prompt="a dog", prompted=3) for row in rows_of_texts((-1, "a dog"), (-1, "a cat"))]
+    options = {"tokenizer": marked, "caption_targets": "unique", "extra": None, "two_texts": True}
+    for distinct, seconds in ((True, [2, 2]), (False, [2, 3])):
+        batch = collate(rows, torch.zeros(2), distinct=distinct, **options)
+        assert batch.text_index.tolist() == [0, 1]
+        assert batch.extra[PROMPT].tolist() == seconds
+        assert (batch.tokens[:, 0] == 999).tolist() == [False, False, *(True for _ in set(seconds))]
 
 
 def test_equal_prompts_of_two_classes_are_two_texts_for_rows_may_know_the_group_of_one_alone(tokenizer):

@@ -15,16 +15,15 @@ TRIED = 1000
 """Rows of each corpus of captions whose texts are read before a training."""
 
 
-def losses_that_take(parameter: str) -> list[str]:
-    """Return the names of the losses that ask the builder for ``parameter``."""
-    return [name for name in names("losses") if takes("losses", name, parameter)]
+def check_loss(recipe: Recipe, parameter: str, problem: str, otherwise: str = "") -> None:
+    """Raise UniclError with this ``problem`` unless the loss asks the builder for ``parameter``; name those that do."""
+    if not takes("losses", recipe.loss.name, parameter):
+        able = [name for name in names("losses") if takes("losses", name, parameter)]
+        raise UniclError(problem, f"use one of {', '.join(able)}{otherwise}")
 
 
 def build_naming(
-    recipe: Recipe,
-    strands: Sequence[Strand],
-    classes: Sequence[ClassName],
-    places: Sequence[ClassPlace],
+    recipe: Recipe, strands: Sequence[Strand], classes: Sequence[ClassName], places: Sequence[ClassPlace]
 ) -> CaptionLabels | None:
     """Return the reader of class names in captions; None if the recipe gives them no meaning.
 
@@ -39,9 +38,7 @@ def build_naming(
         raise UniclError(f"{key}: the mix has no {what}", f"add a corpus of labels and one of captions, {off}")
     if mode == "positive":
         return CaptionLabels(classes, merge_above(places, len(classes)), labels=True)
-    if not takes("losses", loss, "hides_named"):
-        able = ", ".join(losses_that_take("hides_named"))
-        raise UniclError(f"{key}: the loss '{loss}' cannot hide captions from rows", f"use one of {able}, {off}")
+    check_loss(recipe, "hides_named", f"{key}: the loss '{loss}' cannot hide captions from rows", f", {off}")
     if recipe.data.caption_targets == "text_hash":
         problem = "the same caption may be a positive of a row and hidden from it"
         raise UniclError(f"{key}: with data.caption_targets=text_hash, {problem}", f"use unique, {off}")

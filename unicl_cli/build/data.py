@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unicl_cli.binding import takes
-from unicl_cli.build.caption_labels import build_naming, losses_that_take, merge_above
+from unicl_cli.build.caption_labels import build_naming, check_loss, merge_above
 from unicl_cli.build.order import build_order
 from unicl_cli.contracts import MOST_GROUPS, ClassName, LabelSets
 from unicl_cli.core.class_groups import ancestors_of, describe_place, groups_of, label_sets_of
@@ -117,14 +117,13 @@ def place_classes(
     """
     bits = {name: 1 << number for number, name in enumerate(groups_of(classes))}
     places: list[ClassPlace] = []
-    width = longest = 1
+    width = 1
     for corpus, labels in zip(corpora, maps, strict=True):
         above = ancestors_of(corpus.classes) if ancestors and any(c.parent for c in corpus.classes) else ()
         places.append(ClassPlace(labels, above, tuple(bits[name] for name in groups_of(corpus.classes))))
         deepest = max(map(len, above), default=1)
-        longest = max(longest, deepest)
         width = max(width, min(corpus.manifest.most_labels * deepest, max(1, len(corpus.classes))))
-    width = max(width, min(named * longest, len(classes)))
+        width = max(width, min(named * deepest, len(classes)))
     if not named and not any(corpus.manifest.has_sets for corpus in corpora):
         return places, None
     said = set[int]().union(*merge_above(places, len(classes)))
@@ -133,55 +132,30 @@ def place_classes(
 
 
 def check_sets(recipe: Recipe, label_sets: LabelSets | None, *, stored: bool) -> None:
-    """Raise UniclError if the recipe's rows have label sets, and its loss or its order takes one label a row.
+    """Raise UniclError if the recipe's rows have label sets, and its loss takes one label a row.
 
     ``stored``: the corpora have them; else they are the classes that captions name.
     """
-    if label_sets is None:
-        return
-    if not takes("losses", recipe.loss.name, "label_sets"):
+    if label_sets is not None:
         why = "rows of data.train have" if stored else "data.caption_labels=positive gives rows"
-        raise UniclError(
-            f"loss: '{recipe.loss.name}' takes one label a row, and {why} label sets",
-            f"use one of {', '.join(losses_that_take('label_sets'))}",
-        )
-    for key, value, off in (
-        ("balance", recipe.data.balance, "0"),
-        ("rows_per_class", recipe.data.rows_per_class, "null"),
-    ):
-        if value and stored:
+        check_loss(recipe, "label_sets", f"loss: '{recipe.loss.name}' takes one label a row, and {why} label sets")
+
+
+def check_class_order(recipe: Recipe, *, has_sets: bool) -> None:
+    """Raise UniclError for an order that draws rows by their class, where rows have sets or the loss does as much."""
+    for key, off in (("balance", "0"), ("rows_per_class", "null")):
+        if not getattr(recipe.data, key):
+            continue
+        if has_sets:
             raise UniclError(
                 f"data.{key}: draws rows by their one label, and rows of data.train have label sets",
                 f"set data.{key}={off}",
             )
-
-
-def check_adjustment(recipe: Recipe) -> None:
-    """Raise UniclError if both the loss and the order of rows make up for rare classes."""
-    for key, off in (("balance", "0"), ("rows_per_class", "null")):
-        if recipe.loss.options.get("logit_adjustment") and getattr(recipe.data, key):
+        if recipe.loss.options.get("logit_adjustment"):
             raise UniclError(
                 f"loss.logit_adjustment: data.{key} makes up for rare classes, too",
                 f"set data.{key}={off}, or loss.logit_adjustment=0",
             )
-
-
-def check_heads(recipe: Recipe, strands: Sequence[Strand], *, captions: bool) -> None:
-    """Raise UniclError if images have a projection for a kind of text that no row shows: it would learn nothing.
-
-    ``captions``: rows with a label may show captions.
-    """
-    if recipe.model.name != "two_tower" or recipe.model.part.options.get("heads") is None:
-        return
-    only_captions = recipe.data.text_for_labelled == "caption"
-    prompts = any(s.kind == LABELS and not (only_captions and s.all_captioned()) for s in strands)
-    captions = captions or any(s.kind == CAPTIONS for s in strands)
-    if not (prompts and captions):
-        kind = "captions" if prompts else "prompts of classes"
-        raise UniclError(
-            f"model.heads: images have a projection for {kind}, and no row of data.train shows any",
-            "remove model.heads, or train on rows with labels and rows with captions",
-        )
 
 
 def templates_of(corpus: Corpus, *specs: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -233,8 +207,9 @@ def build_data(recipe: Recipe) -> TrainingData:
         ancestors=recipe.data.ancestors,
         named=MOST_NAMED if recipe.data.caption_labels == "positive" else 0,
     )
-    check_adjustment(recipe)
-    check_sets(recipe, label_sets, stored=any(corpus.manifest.has_sets for corpus in corpora))
+    stored = any(corpus.manifest.has_sets for corpus in corpora)
+    check_sets(recipe, label_sets, stored=stored)
+    check_class_order(recipe, has_sets=stored)
     strands: list[Strand] = []
     for number, (item, corpus, place) in enumerate(zip(recipe.data.train, corpora, places, strict=True)):
         if item.split not in corpus.splits:
@@ -261,7 +236,6 @@ def build_data(recipe: Recipe) -> TrainingData:
     checksums = {item.corpus: corpus.checksum for item, corpus in zip(recipe.data.train, corpora, strict=True)}
     mix, augment = MixedCorpora(strands, texts), device_augment_of(recipe)
     captions = shows_captions(recipe, strands)
-    check_heads(recipe, strands, captions=captions)
     return TrainingData(mix, order, classes, templates, checksums, augment, label_sets, captions)
 
 
@@ -332,6 +306,19 @@ def check_learnable(recipe: Recipe, data: TrainingData) -> None:
     reader = reader_of(recipe)
     if reader is not None and any(s.kind == "images" and not s.table.stores_media for s in data.mix.strands):
         raise images_alone(reader)
+    check_heads(recipe, data)
+
+
+def check_heads(recipe: Recipe, data: TrainingData) -> None:
+    """Raise UniclError if images have a projection for a kind of text that no row shows: it would learn nothing."""
+    if recipe.model.part.options.get("heads") != "kind":
+        return
+    strands, shows_prompts = data.mix.strands, recipe.data.text_for_labelled != "caption"
+    prompts = any(s.kind == LABELS and (shows_prompts or s.has_texts(lacking=True)) for s in strands)
+    if not (prompts and (data.shows_captions or any(s.kind == CAPTIONS for s in strands))):
+        kind = "captions" if prompts else "prompts of classes"
+        problem = f"model.heads: images have a projection for {kind}, and no row of data.train shows any"
+        raise UniclError(problem, "remove model.heads, or train on rows with labels and rows with captions")
 
 
 def reader_of(recipe: Recipe) -> str | None:

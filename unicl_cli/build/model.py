@@ -14,7 +14,7 @@ from unicl_cli.contracts import ClassName, LabelSets, Model, Part
 from unicl_cli.core.loop import Step
 from unicl_cli.core.machine import free_memory
 from unicl_cli.core.memory import limit_modules
-from unicl_cli.core.prompt_marks import mark_prompts
+from unicl_cli.core.prompt_marks import start_prompts
 from unicl_cli.core.prompts import fill_template, load_templates
 from unicl_cli.core.recompute import recompute_blocks
 from unicl_cli.core.switches import apply_switches
@@ -65,19 +65,13 @@ def build_step(
     param_groups.freeze_towers(model)
     own = find_tokenizer(model) if recipe.model.tokenizer is None else None
 
+    def choose_tokenizer() -> Tokenizer:
+        return begin_prompts(model, own or tokenizer())
+
     def tokenize_classes(template: str) -> Tensor:
         texts = [fill_template(load_templates([template])[0], item.names[0]) for item in classes]
-        chosen = own or tokenizer()
-        begin_prompts(model, chosen)
-        tokens = chosen(texts)
-        if (first := getattr(chosen, "prompt_token", None)) is not None:
-            tokens[:, 0] = first
-        if getattr(chosen, "marks_prompts", False):
-            mark_prompts(tokens)
-        return tokens
-
-    def choose_tokenizer() -> Tokenizer:
-        return own or tokenizer()
+        chosen = choose_tokenizer()
+        return start_prompts(chosen(texts), chosen)
 
     context |= {
         "image_width": lambda: cast("Model", model).image_width,
@@ -93,26 +87,24 @@ def build_step(
         "eot_id": lambda: find_ends(choose_tokenizer())[1],
     }
     loss = cast("nn.Module", binding.make("losses", recipe.loss, context))
-    check_texts(recipe, model, loss)
+    check_texts(recipe, model, loss, own)
     if getattr(model, "text", model) is None and not reads_tokens(recipe):
         return Step(model, loss), None
-    found = own or tokenizer()
-    begin_prompts(model, found)
-    return Step(model, loss), found
+    return Step(model, loss), choose_tokenizer()
 
 
-def check_texts(recipe: Recipe, model: nn.Module, loss: nn.Module) -> None:
-    """Raise UniclError for options of texts that the loss cannot serve."""
+def check_texts(recipe: Recipe, model: nn.Module, loss: nn.Module, own: Tokenizer | None) -> None:
+    """Raise UniclError for options of texts that the loss, or the text tower's ``own`` tokenizer, cannot serve."""
+    name, has_heads = recipe.loss.name, getattr(model, "has_kind_heads", False)
     if recipe.data.text_for_labelled == BOTH and not getattr(loss, "two_texts", False):
-        raise UniclError(
-            f"data.text_for_labelled=both: the loss '{recipe.loss.name}' takes one text a row",
-            "set it to prompt, caption or mixed, or use the loss unicl",
-        )
-    if getattr(model, "has_kind_heads", False) and reads_tokens(recipe):
-        raise UniclError(
-            f"model.heads: the loss '{recipe.loss.name}' reads the tokens of texts itself",
-            "remove model.heads, or use a loss that does not: unicl, clip",
-        )
+        problem = f"data.text_for_labelled=both: the loss '{name}' takes one text a row"
+        raise UniclError(problem, "set it to prompt, caption or mixed, or use the loss unicl")
+    if has_heads and reads_tokens(recipe):
+        problem = f"model.heads: the loss '{name}' reads the tokens of texts itself"
+        raise UniclError(problem, "remove model.heads, or use a loss that does not: unicl, clip")
+    if has_heads and own is not None and not isinstance(own, TextTokenizer):
+        problem = "model.heads: the text tower's own tokenizer does not mark prompts"
+        raise UniclError(problem, "set model.tokenizer to corpus, clip or a file, or remove model.heads")
 
 
 def reads_tokens(recipe: Recipe) -> bool:
@@ -132,21 +124,16 @@ def find_ends(tokenizer: Tokenizer) -> tuple[int, int]:
     return int(rows[0, 0]), end
 
 
-def begin_prompts(model: nn.Module, tokenizer: Tokenizer) -> None:
-    """Let the tokenizer, which may have served another model, begin and mark prompts as the model learns it.
+def begin_prompts(model: nn.Module, tokenizer: Tokenizer) -> Tokenizer:
+    """Let the tokenizer, which may have served another model, begin and mark prompts as the model learns it; return it.
 
-    UniclError for a model with ``heads`` and a tokenizer from elsewhere.
+    A tokenizer from elsewhere stays as it is.
     """
     token = next((traits.prompt_token for traits in traits_in(model) if traits.prompt_token is not None), None)
-    heads = bool(getattr(model, "has_kind_heads", False))
     if isinstance(tokenizer, TextTokenizer):
         tokenizer.begin_prompts(token)
-        tokenizer.marks_prompts = heads
-    elif heads:
-        raise UniclError(
-            "model.heads: the text tower's own tokenizer does not mark prompts",
-            "set model.tokenizer to corpus, clip or a file, or remove model.heads",
-        )
+        tokenizer.marks_prompts = bool(getattr(model, "has_kind_heads", False))
+    return tokenizer
 
 
 def build_towers(

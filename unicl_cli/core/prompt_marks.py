@@ -1,9 +1,19 @@
-"""Marks of prompts in tokens, by which a model with ``heads: kind`` tells them from captions."""
+"""The beginning of prompts in tokens: a token of their own, and marks that tell a model which texts are prompts."""
 
 import torch
 from torch import Tensor
 
 from unicl_cli.core.host_copy import HOST
+from unicl_cli.tower_contracts import Tokenizer
+
+
+def start_prompts(tokens: Tensor, tokenizer: Tokenizer | None, rows: Tensor | slice = slice(None)) -> Tensor:
+    """Begin ``rows`` of tokens, int64 (n, L), in place as the model of the tokenizer learns prompts; return all."""
+    if (first := getattr(tokenizer, "prompt_token", None)) is not None:
+        tokens[rows, 0] = first
+    if getattr(tokenizer, "marks_prompts", False):
+        mark_prompts(tokens, rows)
+    return tokens
 
 
 def mark_prompts(tokens: Tensor, rows: Tensor | slice = slice(None)) -> None:
@@ -14,7 +24,6 @@ def mark_prompts(tokens: Tensor, rows: Tensor | slice = slice(None)) -> None:
 def read_marks(tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Return tokens (n, L) without marks, with their host copy, and, bool (n, 1), True for prompts."""
     plain = torch.where(tokens < 0, ~tokens, tokens)
-    known = getattr(tokens, HOST, None)
-    if known is not None:
-        setattr(plain, HOST, torch.where(known < 0, ~known, known))
+    if (known := getattr(tokens, HOST, None)) is not None:
+        setattr(plain, HOST, read_marks(known)[0])
     return plain, tokens[:, :1] < 0

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unicl_cli.contracts import NO_LABEL, NO_TEXT, Batch, Drawn
 from unicl_cli.core.batch_columns import HASH_KEYS, PROMPT, PROMPTED, ROW_KEYS
-from unicl_cli.core.prompt_marks import mark_prompts
+from unicl_cli.core.prompt_marks import start_prompts
 from unicl_cli.data.tokenizers import TextTokenizer
 
 Hook = Callable[[Sequence[Drawn], Tensor, Tensor], Mapping[str, Tensor]]
@@ -74,32 +74,24 @@ def collate(
     losses hide from different rows, are not equal. Without ``distinct``, each row's text is encoded by itself, for a
     text tower whose dropout gives each row another vector. ``two_texts``: rows may have a second one.
     """
-    rows: dict[Place, int] = {}
-
-    def place(text: str | None, number: int, shown: int) -> int:
-        """Return the row of tokens of a text; ``number`` is its own where each text is encoded by itself."""
-        return NO_TEXT if text is None else rows.setdefault((text, 0 if distinct else number, shown), len(rows))
-
-    index = [place(d.text, n, d.shown) for n, d in enumerate(drawn)]
-    beside: dict[str, Tensor] = {}
+    shows = [(d.text, n, d.shown) for n, d in enumerate(drawn)]
     if two_texts:
-        seconds = [place(d.prompt, ~n, d.prompted) for n, d in enumerate(drawn)]
-        beside = {PROMPT: torch.tensor(seconds), PROMPTED: torch.tensor([d.prompted for d in drawn])}
+        shows += [(d.prompt, n, d.prompted) for n, d in enumerate(drawn)]
+    rows: dict[Place, int] = {}
+    places = [None if text is None else (text, 0 if distinct else n, shown) for text, n, shown in shows]
+    found = [NO_TEXT if place is None else rows.setdefault(place, len(rows)) for place in places]
+    index, seconds = torch.tensor(found[: len(drawn)]), torch.tensor(found[len(drawn) :])
+    beside = {PROMPT: seconds, PROMPTED: torch.tensor([d.prompted for d in drawn])} if two_texts else {}
     # never empty, since every rank runs the text tower in every step
     texts = list(rows) or [("", 0, NO_LABEL)]
     tokens = torch.zeros(1, 1, dtype=torch.int64) if tokenizer is None else tokenizer([text for text, _, _ in texts])
-    is_prompt = torch.tensor([shown != NO_LABEL for _, _, shown in texts])
-    if (first := getattr(tokenizer, "prompt_token", None)) is not None:
-        tokens[is_prompt, 0] = first
-    if getattr(tokenizer, "marks_prompts", False):
-        mark_prompts(tokens, is_prompt)
-    text_index = torch.tensor(index)
+    start_prompts(tokens, tokenizer, torch.tensor([shown != NO_LABEL for _, _, shown in texts]))
     return Batch(
         images=images,
         tokens=tokens,
-        text_index=text_index,
+        text_index=index,
         labels=torch.tensor([d.label for d in drawn]),
         keys=torch.tensor([sample_key(d, caption_targets) for d in drawn]),
         draws=torch.tensor([d.draw for d in drawn]),
-        extra={**beside, **(extra(drawn, tokens, text_index) if extra else {})},
+        extra={**beside, **(extra(drawn, tokens, index) if extra else {})},
     )

@@ -151,14 +151,14 @@ class RowTable:
         """Return one whole column ("label", "key", "texts", …) in row order, without reading the others."""
         return pa.concat_tables([self._read_column(number, name) for number in range(len(self.shards))]).column(name)
 
-    def has_texts(self, rows: NDArray[np.int64] | None = None) -> bool:
-        """Return whether one of ``rows`` (None: all) has texts; reads shards until one is found."""
+    def has_texts(self, rows: NDArray[np.int64] | None = None, *, lacking: bool = False) -> bool:
+        """Return whether one of ``rows`` (None: all) has texts, or is ``lacking`` them; reads shards until one does."""
         first = 0
         for number in range(len(self.shards)):
             for chunk in self._read_column(number, "texts").column("texts").chunks:
-                counts = np.diff(np.from_dlpack(chunk.offsets))
-                end = first + len(counts)
-                if (counts if rows is None else counts[rows[(rows >= first) & (rows < end)] - first]).any():
+                found = (np.diff(np.from_dlpack(chunk.offsets)) > 0) != lacking
+                end = first + len(found)
+                if (found if rows is None else found[rows[(rows >= first) & (rows < end)] - first]).any():
                     return True
                 first = end
         return False

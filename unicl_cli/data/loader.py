@@ -233,13 +233,9 @@ def batches(
     Rows carry their media only if ``extra`` has a hook.
     """
     chunks, in_a_batch = load_chunks(mix.with_media() if extra else mix, draws, workers)
+    both = mix.texts.labelled == BOTH
     together = partial(
-        collate,
-        tokenizer=tokenizer,
-        caption_targets=caption_targets,
-        extra=extra,
-        distinct=distinct,
-        two_texts=mix.texts.labelled == BOTH,
+        collate, tokenizer=tokenizer, caption_targets=caption_targets, extra=extra, distinct=distinct, two_texts=both
     )
     for step in range(draws.start, draws.steps):
         with explain_worker_death():

@@ -105,14 +105,9 @@ class Strand(NamedTuple):
         """Return True if a row has media of this kind."""
         return self.table.has_media(kind) if self.rows is None else bool(self.table.media_rows(kind)[self.rows].any())
 
-    def has_texts(self) -> bool:
-        """Return whether a row has texts of its own."""
-        return self.table.has_texts(self.rows)
-
-    def all_captioned(self) -> bool:
-        """Return True if each row has texts of its own."""
-        counts = np.concatenate([np.diff(np.from_dlpack(c.offsets)) for c in self.table.column("texts").chunks])
-        return bool((counts if self.rows is None else counts[self.rows]).all())
+    def has_texts(self, *, lacking: bool = False) -> bool:
+        """Return whether a row has texts of its own, or is ``lacking`` them."""
+        return self.table.has_texts(self.rows, lacking=lacking)
 
     def row_labels(self) -> NDArray[np.int64]:
         """Return the class of the mix of each row, int64 (size,); NO_LABEL for a row with none or several."""

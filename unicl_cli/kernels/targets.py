@@ -43,7 +43,6 @@ class Target(NamedTuple):
     group_count: int = MOST_GROUPS
     named: Tensor | None = None  # (n, N) int64: the classes that the caption of a row without labels names
     classes: Tensor | None = None  # (classes, D): the features of their prompts
-    silent: Tensor | None = None  # (classes,) bool: no row has such a class as a label; None: there is none
 
     def map_rows(self, change: Callable[[Tensor], Tensor]) -> "Target":
         """Return the target with ``change`` applied to each tensor that has the n rows."""
@@ -52,31 +51,13 @@ class Target(NamedTuple):
         return whole._replace(texts=change(self.texts), share=change(self.share), labels=change(self.labels))
 
     def with_prompts(self, count: int) -> "Target":
-        """Return the target with ``count`` more rows: number c shows the prompt of class c."""
-        number = torch.arange(count, device=self.labels.device)
-
-        def extend(x: Tensor, value: int) -> Tensor:
-            return torch.cat([x, x.new_full((count, *x.shape[1:]), value)])
-
-        labels = extend(self.labels, NO_LABEL)
-        labels[-count:, 0] = number
-        return self._replace(
-            texts=extend(self.texts, NO_KEY),
-            share=extend(self.share, 0),
-            labels=labels,
-            shown=None if self.shown is None else torch.cat([self.shown, number]),
-            known=None if self.known is None else extend(self.known, 0),
-            named=None if self.named is None else extend(self.named, NO_LABEL),
-        )
-
-    def silent_classes(self) -> Tensor:
-        """Mark the classes whose prompts say nothing, bool (classes,): ``silent`` ones, and those of weight 0."""
-        if self.classes is None:
-            raise ValueError("the target has no class columns")
-        found = torch.zeros(len(self.classes), dtype=torch.bool, device=self.classes.device)
-        for marked in (self.silent, None if self.weights is None else self.weights == 0):
-            found = found if marked is None else found | marked
-        return found
+        """Return the target with ``count`` more rows, of texts alone: number c shows the prompt of class c."""
+        rows = self.map_rows(lambda x: torch.cat([x, x.new_full((count, *x.shape[1:]), NO_LABEL)]))
+        number = torch.arange(count, device=rows.labels.device)
+        rows.share[-count:], rows.labels[-count:, 0] = 0, number
+        if rows.shown is not None:
+            rows.shown[-count:] = number
+        return rows
 
     def said(self) -> Tensor:
         """Return the labels that each row's text says, (n, S) int64."""
@@ -155,24 +136,19 @@ def hide_named(mine: Target, everyone: Target) -> tuple[Tensor, Tensor] | None:
     """
     if mine.named is None or everyone.named is None:
         return None
-    images = torch.cat([mine.labels, _mark(mine.named)], 1)
-    texts = torch.cat([everyone.named, _mark(everyone.said())], 1)
+    # equal numbers hide a pair: c is a class of an image and of a caption, -2 - c the other way round; NO_LABEL stays
+    images = torch.cat([mine.labels, -2 - mine.named], 1)
+    texts = torch.cat([everyone.named, -2 - everyone.said()], 1)
     shared = texts[torch.isin(texts, images) & (texts != NO_LABEL)].unique()  # the number of words waits for a GPU
     words = len(shared) // 62 + 1
 
     def pack(items: Tensor) -> Tensor:
-        place = torch.searchsorted(shared, items)
         is_shared = torch.isin(items, shared)
+        place = torch.searchsorted(shared, items).masked_fill(~is_shared, 0)
         bits = torch.zeros(len(items), words, dtype=torch.int64, device=items.device)
-        place = place.masked_fill(~is_shared, 0)
         return bits.scatter_add_(1, place // 62, (1 << place % 62) * is_shared).T.contiguous()
 
     return pack(images), pack(texts)
-
-
-def _mark(classes: Tensor) -> Tensor:
-    """Return other numbers for classes, so that they equal only marked ones."""
-    return torch.where(classes == NO_LABEL, NO_LABEL, classes + (1 << 32))
 
 
 def hide_unknown(mine: Target, everyone: Target, reads: Tensor, columns: int) -> Unknown | None:

@@ -120,7 +120,8 @@ def both_ways(
                 everyone = everyone.with_prompts(len(target.classes))
                 beside = build_levels(target, everyone, s.dtype)
                 floors = {**floors, "image": beside.entropy["image"]}
-                pairs = add_columns(pairs, target.silent_classes(), beside.image)
+                weights = s.new_ones(len(target.classes)) if target.weights is None else target.weights
+                pairs = add_columns(pairs, weights == 0, beside.image)
                 k = torch.cat([k, _kernel_input(target.classes, tile).to(k.dtype)])
             unknown = hide_unknown(target, everyone, pairs.reads, len(k))
             pairs = pairs._replace(unknown=unknown, named=hide_named(target, everyone))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unicl_cli.contracts import NO_KEY, NO_LABEL, NO_TEXT, Batch, Drawn, LabelSets, Model
+from unicl_cli.contracts import NO_KEY, NO_LABEL, Batch, Drawn, LabelSets, Model
 from unicl_cli.core.batch_columns import HASH_KEYS, KNOWN, NAMED, OWN_TEXT, ROW_KEYS, SHOWN
 from unicl_cli.core.image_cache import reads_no_images
 from unicl_cli.core.label_sets import named_column, set_columns
@@ -39,16 +39,14 @@ class SetTarget(nn.Module):
 
     weights: Tensor
     groups: Tensor
-    silent: Tensor
 
     def __init__(self, label_sets: LabelSets | None, weights: Mapping[str, float] | None) -> None:
         super().__init__()
-        values, groups = class_weights(label_sets, weights or {}), () if label_sets is None else label_sets.groups
+        groups, silent = ((), ()) if label_sets is None else (label_sets.groups, label_sets.silent)
+        values = class_weights(label_sets, weights or {})
+        values[list(silent)] = 0  # of class columns alone, which then say nothing
         self.register_buffer("weights", values, persistent=False)
         self.register_buffer("groups", torch.tensor(groups, dtype=torch.int64), persistent=False)
-        silent = torch.zeros(len(groups), dtype=torch.bool)
-        silent[list(() if label_sets is None else label_sets.silent)] = True
-        self.register_buffer("silent", silent, persistent=False)
         self.label_sets = label_sets
         self.drops = any(weight == 0 for weight in (weights or {}).values())
 
@@ -69,7 +67,7 @@ class SetTarget(nn.Module):
         target = target._replace(named=batch.extra.get(NAMED))
         if self.label_sets is None:
             return target
-        found = target._replace(weights=self.weights, shown=batch.extra[SHOWN], silent=self.silent)
+        found = target._replace(weights=self.weights, shown=batch.extra[SHOWN])
         count = len(self.label_sets.names)
         return found if count < 2 else found._replace(known=batch.extra[KNOWN], groups=self.groups, group_count=count)
 
@@ -161,8 +159,8 @@ class UniCL(nn.Module):
         target = self.target_of(batch, scale.dtype)
         if target is not None and self.class_tokens is not None:
             target = target._replace(classes=model.encode_text(self.class_tokens).embed)
-        if self.priors is not None:
-            u, v, target = add_priors(self.priors, u, v, scale, self.shown_classes(batch), index, target)
+        if target is not None and self.priors is not None:
+            u, v, target = self.add_priors(self.priors, u, v, scale, index, target)
         out = both_ways(u, v, keys, scale, terms=self.terms, tile=self.tile, index=index, target=target)
         return {**out, "logit_scale": scale.detach()}
 
@@ -170,12 +168,6 @@ class UniCL(nn.Module):
         """Return the batch with a row for each text, and the keys of its rows: NO_KEY for one that does not count."""
         batch = double_rows(batch)
         return batch, self.sets.hide_weightless(text_keys(batch.keys, batch), batch)
-
-    def shown_classes(self, batch: Batch) -> Tensor:
-        """Return the class that the prompt of each row names, int64; NO_LABEL for a row that shows none."""
-        if SHOWN in batch.extra:
-            return batch.extra[SHOWN]
-        return batch.labels.masked_fill(batch.extra[OWN_TEXT] != NO_KEY, NO_LABEL)
 
     def target_of(self, batch: Batch, dtype: torch.dtype) -> Target | None:
         """Return the target on two levels, or of label sets; None for a batch without the column OWN_TEXT."""
@@ -188,25 +180,18 @@ class UniCL(nn.Module):
         texts = torch.where(labelled | (batch.keys < ROW_KEYS), captions, batch.keys)
         return self.sets.complete(Target(texts, share, labels), batch)
 
+    def add_priors(
+        self, priors: Tensor, u: Tensor, v: Tensor, scale: Tensor, index: Tensor | None, target: Target
+    ) -> tuple[Tensor, Tensor, Target]:
+        """Return images, texts and target with one coordinate more: it adds the prior of its class to a prompt's logit.
 
-def add_priors(
-    priors: Tensor,
-    u: Tensor,
-    v: Tensor,
-    scale: Tensor,
-    shown: Tensor,
-    index: Tensor | None,
-    target: Target | None,
-) -> tuple[Tensor, Tensor, Target | None]:
-    """Return images, texts and target with one coordinate more, which adds the prior of a prompt's class to its logits.
-
-    It is a constant of each text, so softmaxes over images stay as they are. ``shown``: the class of each row's prompt.
-    """
-    added = F.pad(priors, (0, 1))[torch.where(shown == NO_LABEL, len(priors), shown)].to(v.dtype)
-    if index is not None:  # rows that share a text show the same prompt
-        places = torch.where(index == NO_TEXT, len(v), index)
-        added = added.new_zeros(len(v) + 1).scatter(0, places, added)[:-1]
-    if target is not None and target.classes is not None:
-        target = target._replace(classes=torch.cat([target.classes, priors[:, None].to(v.dtype)], 1))
-    ones = torch.ones_like(u[:, :1]) / scale.to(u.dtype)  # the logit is scale * u . v
-    return torch.cat([u, ones], 1), torch.cat([v, added[:, None]], 1), target
+        It is a constant of each text, so softmaxes over images stay as they are.
+        """
+        shown = target.labels[:, 0].masked_fill(target.texts != NO_KEY, NO_LABEL)
+        added = F.pad(priors, (0, 1)).to(v.dtype)[shown if target.shown is None else target.shown]  # last: no class
+        if index is not None:  # rows that share a text show the same prompt
+            added = v.new_zeros(len(v) + 1).index_put((index,), added)[:-1]  # last: rows without text
+        if target.classes is not None:
+            target = target._replace(classes=torch.cat([target.classes, priors[:, None].to(v.dtype)], 1))
+        ones = torch.ones_like(u[:, :1]) / scale.to(u.dtype)  # the logit is scale * u . v
+        return torch.cat([u, ones], 1), torch.cat([v, added[:, None]], 1), target

@@ -122,6 +122,9 @@ def test_a_corpus_of_images_alone_and_tokenizers_without_ends_are_refused(
     for bad, told in (("loss.prior=1.0", "loss.prior: 1 needs"), ("loss.heads=3", "width 16 is not a multiple")):
         assert main(["train", str(file), bad, "--run-dir", str(tmp_path / "run"), "-q"]) == 2
         assert told in capfd.readouterr().err
+    file.write_text(recipe_of(digits, text="cbow", loss=LOSS, steps=1), encoding="utf-8")
+    assert main(["train", str(file), "model.heads=kind", "--run-dir", str(tmp_path / "run"), "-q"]) == 2
+    assert "model.heads: the loss 'captioner' reads the tokens of texts itself" in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

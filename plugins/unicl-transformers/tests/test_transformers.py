@@ -247,6 +247,13 @@ def test_naming_the_tower_in_a_recipe_loads_no_torch(published, tmp_path):
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_heads_by_kind_need_a_tokenizer_that_marks_prompts(published, digits, tmp_path, capfd):
+    text = f"{{name: transformers, model: {published['bert']}, length: 16, layers: 1}}"
+    (tmp_path / "recipe.yaml").write_text(recipe_of(digits, text=text, steps=1))
+    assert main(["train", str(tmp_path / "recipe.yaml"), "model.heads=kind", "--run-dir", str(tmp_path / "run")]) == 2
+    assert "model.heads: the text tower's own tokenizer does not mark prompts" in capfd.readouterr().err
+
+
 @pytest.mark.slow
 def test_two_processes_train_the_weights_of_one_split_or_not(published, digits, tmp_path):
     text = f"{{name: transformers, model: {published['bert']}, length: 16}}"

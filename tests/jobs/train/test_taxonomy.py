@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from unicl_cli.build.data import build_data, build_tokenizer
+from unicl_cli.build.data import build_data, build_tokenizer, merged_classes, place_classes
 from unicl_cli.build.model import build_step
 from unicl_cli.contracts import NO_LABEL, Features
+from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.loader import batches
 from unicl_cli.data.mix import Draws
 from unicl_cli.jobs.train.batches import stream_batches
@@ -181,3 +182,10 @@ def test_the_only_root_is_no_candidate_and_no_name_in_a_caption(recipe, tmp_path
     assert step(batch)["loss"].item() == before
     step.loss.class_tokens[(root + 2) % len(data.classes)] = step.loss.class_tokens[root]
     assert step(batch)["loss"].item() != before
+
+
+def test_each_class_that_a_caption_names_brings_those_above_it(recipe):
+    (corpus,) = (open_corpus(item.corpus) for item in load(str(recipe), []).data.train)
+    classes, maps = merged_classes([corpus])
+    widths = [place_classes([corpus], classes, maps, ancestors=True, named=n)[1].width for n in (0, 1, 2, 8)]
+    assert widths == [3, 3, 6, len(classes)]

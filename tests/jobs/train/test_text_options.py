@@ -9,7 +9,7 @@ import torch
 from launching import TINY, here
 from safetensors.torch import load_file
 
-from unicl_cli.build.data import build_data, build_tokenizer
+from unicl_cli.build.data import build_data, build_tokenizer, check_learnable
 from unicl_cli.build.load import load_model
 from unicl_cli.build.model import build_step
 from unicl_cli.cli import main
@@ -23,8 +23,13 @@ from unicl_cli.recipe.text import hashed_keys
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpora")
-    for kind, name in (("labels", "labels"), ("captions", "captions")):
-        here("prepare", f"--{kind}", "shapes?count=48&test=12&size=16", "--holdout", "0", "-q", "-o", folder / name)
+    for kind, name, more in (
+        ("labels", "labels", ""),
+        ("captions", "captions", ""),
+        ("labels", "both", "&captions=true"),
+    ):
+        source = f"shapes?count=48&test=12&size=16{more}"
+        here("prepare", f"--{kind}", source, "--holdout", "0", "-q", "-o", folder / name)
     return folder
 
 
@@ -145,11 +150,19 @@ def test_heads_learn_both_and_classes_are_read_with_that_of_prompts(corpora, tmp
         (("labels",), {}, "a projection for captions"),
         (("captions",), {}, "a projection for prompts of classes"),
         (("labels", "captions"), {"mix": {"labels": 1}}, "a projection for captions"),
+        (("both",), {"text_for_labelled": "prompt"}, "a projection for captions"),
+        (("both",), {"text_for_labelled": "caption"}, "a projection for prompts of classes"),
     ],
 )
 def test_heads_need_prompts_and_captions(corpora, tmp_path, capsys, kinds, changes, lacks):
     text = recipe(corpora, *kinds, model=HEADS, data=changes)
     assert f"model.heads: images have {lacks}, and no row of data.train shows any" in fails(text, tmp_path, capsys)
+
+
+@pytest.mark.parametrize(("kinds", "choice"), [(("both",), "mixed"), (("both", "labels"), "caption")])
+def test_rows_with_labels_can_show_both_kinds(corpora, kinds, choice):
+    made = load_text(recipe(corpora, *kinds, model=HEADS, data={"text_for_labelled": choice}))
+    check_learnable(made, build_data(made))
 
 
 def test_class_columns_are_prompts_and_begin_like_them(corpora):

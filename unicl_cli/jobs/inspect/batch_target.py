@@ -24,7 +24,7 @@ CELLS = 1 << 22
 
 
 def build_unicl(recipe: Recipe, label_sets: LabelSets | None, *, shows_captions: bool) -> UniCL:
-    """Build the recipe's loss if that is `unicl`, else `unicl` with its defaults; both without class columns."""
+    """Build the recipe's loss if that is `unicl`, else `unicl` with its defaults; both with the rows' texts alone."""
     part = recipe.loss if recipe.loss.name == "unicl" else binding.bind("losses", "unicl")
     context: dict[str, Callable[[], Any]] = {
         "label_sets": lambda: label_sets,
@@ -33,7 +33,6 @@ def build_unicl(recipe: Recipe, label_sets: LabelSets | None, *, shows_captions:
         "class_prompts": lambda: None,
         "class_counts": lambda: None,
     }
-    part = part._replace(options={**part.options, "class_columns": None})
     return cast("UniCL", binding.make("losses", part, context))
 
 
