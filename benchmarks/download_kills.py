@@ -1,7 +1,9 @@
 """Kills of a `prepare` that downloads: every URL ends once, in the corpus or among what is left out.
 
 `python benchmarks/download_kills.py KILLS [--dedup near] [--urls N]` serves images on the loopback and starts the
-command as often, killed by SIGKILL at a random moment; then the same command runs to its end.
+command as often, killed by SIGKILL at a random moment; then the same command runs to its end. What the commands print
+goes into a file: a worker whose command is killed while it starts ends in a traceback, which is no fault. Only what a
+command says that fails by itself is shown.
 """
 
 import argparse
@@ -25,6 +27,8 @@ from unicl_cli.errors import print_line
 KINDS = ("ok", "scene", "ok", "404", "html")
 LONGEST = 40
 """The most requests between a start and its kill."""
+LINES = 12
+"""Lines that are shown of a command that fails."""
 
 
 class Outcome(NamedTuple):
@@ -37,11 +41,14 @@ class Outcome(NamedTuple):
     most_asked: int
     is_same: bool
     """Shards have the bytes of a command that is not killed."""
+    failed: list[str]
+    """The last lines of each command that failed by itself."""
 
     def problems(self) -> list[str]:
         """Return what is not as it must be."""
         found = sorted([*self.stored, *self.left_out])
         said = [] if found == sorted(self.urls) else ["a URL is lost, or has two outcomes"]
+        said += self.failed
         said += [] if self.is_same else ["the shards are not those of a command that is not killed"]
         bad = {url for url in self.urls if "/404/" in url or "/html/" in url}
         kept = [url for url, reason in self.left_out.items() if url not in bad and "duplicate" not in reason]
@@ -58,19 +65,26 @@ def kill_downloads(folder: Path, *, urls: int, kills: int, dedup: str = "off", s
         (folder / "list.tsv").write_text("".join(lines), encoding="utf-8")
         words = ["prepare", "--captions", "list.tsv", "--allow-private", "-o", "c", "--shard-mb", "1", "--workers", "2"]
         command = [sys.executable, "-m", "unicl_cli", *words, "--dedup", dedup, "-q"]
-        for _ in range(kills):
+        failed: list[str] = []
+        for number in range(kills):
             enough = server.asked.total() + moments.randint(1, LONGEST)
             late = time.monotonic() + moments.uniform(0.5, 4)  # also where nothing is asked: compare, write
-            running: Any = begin(command, cwd=folder, start_new_session=True)
-            while running.poll() is None and server.asked.total() < enough and time.monotonic() < late:
-                time.sleep(0.005)
-            if running.poll() is None:
-                os.killpg(running.pid, signal.SIGKILL)
-                killed += 1
-            running.wait()
-        complete(command, cwd=folder, check=True)
-        most = max(server.asked.values())
-        complete(["whole" if word == "c" else word for word in command], cwd=folder, check=True)
+            told = folder / f"command{number}.log"
+            with told.open("wb") as log:
+                running: Any = begin(command, cwd=folder, start_new_session=True, stdout=log, stderr=log)
+                while running.poll() is None and server.asked.total() < enough and time.monotonic() < late:
+                    time.sleep(0.005)
+                if running.poll() is None:
+                    os.killpg(running.pid, signal.SIGKILL)
+                    killed += 1
+            if running.wait() not in (0, -signal.SIGKILL):
+                failed.append(describe_failure(running.returncode, told.read_text("utf-8", "replace")))
+        most = 0
+        for out in ("c", "whole"):
+            done: Any = complete([out if word == "c" else word for word in command], cwd=folder)
+            if done.returncode:
+                sys.exit(describe_failure(done.returncode, done.stderr))
+            most = most or max(server.asked.values())
     corpus = open_corpus(folder / "c")
     stored = [url for split in corpus.splits for url in corpus.table(split, "captions").column("url").to_pylist()]
     rejects = [json.loads(line) for file in (folder / "c" / "rejects").iterdir() for line in file.open()]
@@ -78,7 +92,12 @@ def kill_downloads(folder: Path, *, urls: int, kills: int, dedup: str = "off", s
     if len(left_out) < len(rejects):
         left_out["a second outcome"] = "of a URL"
     is_same = read_shards(folder / "c") == read_shards(folder / "whole")
-    return Outcome(killed, addresses, stored, left_out, most, is_same)
+    return Outcome(killed, addresses, stored, left_out, most, is_same, failed)
+
+
+def describe_failure(status: int, told: str) -> str:
+    """Return the status of a command and the end of what it printed."""
+    return "\n  ".join([f"a command ended with exit status {status}:", *told.splitlines()[-LINES:]])
 
 
 def read_shards(corpus: Path) -> dict[str, bytes]:

@@ -6,12 +6,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from fsspec.core import url_to_fs
+from image_server import serve_images
 from object_store import files_in, serve_s3
+from scenes import draw_scene, encode
+from toys import put
 
 from unicl_cli.cli import main
+from unicl_cli.data.corpus import open_corpus
+from unicl_cli.jobs.prepare.prepared_row import PreparedRow
+from unicl_cli.jobs.prepare.staged import read_staged
 
 SOURCES = ("--labels", "shapes?count=3000&test=100", "--captions", "shapes?count=1000&test=100", "--shard-mb", "1")
 
@@ -39,19 +46,19 @@ def whole(tmp_path_factory, hashes):
     return hashes(out)
 
 
-def begin(cluster, out):
-    argv = [sys.executable, "-m", "unicl_cli", "prepare", *SOURCES, "-o", str(out), "--engine", "ray"]
+def begin(cluster, out, sources=SOURCES):
+    argv = [sys.executable, "-m", "unicl_cli", "prepare", *sources, "-o", str(out), "--engine", "ray"]
     command = [*argv, "--cluster", cluster.address]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def until_written(process, out, units, seconds=240):
-    """Wait until so many units are finished; a command that ends before fails the test."""
+def until_written(process, out, units, files="*.json", seconds=240):
+    """Wait until so many units have such a file, a marker; a command that ends before fails the test."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
-        if len(list((out / "parts").glob("*.json"))) >= units:
+        if len(list((out / "parts").glob(files))) >= units:
             return
-        time.sleep(0.02)
+        time.sleep(0.005)
     process.kill()
     raise AssertionError(process.communicate()[1])
 
@@ -145,6 +152,53 @@ def test_nodes_write_to_an_object_store_the_bytes_of_the_local_engine(cluster, t
         )
     finally:
         server.stop()
+
+
+@pytest.fixture
+def downloads(tmp_path):
+    """A list of URLs with copies of images and failures, of which 503 can pass, and files beside it; and its server."""
+    with serve_images() as server:
+        kinds = ["404" if n % 9 == 4 else "scene503" if n % 70 == 1 else "scene" for n in range(400)]
+        addresses = [f"{server.url(kind, n % 67 + 100 * (n % 4))}?{n}" for n, kind in enumerate(kinds)]
+        lines = [f"a scene {n}\t{address}\n" for n, address in enumerate(addresses)]
+        (tmp_path / "list.tsv").write_text("".join(lines), encoding="utf-8")
+        put(tmp_path / "f", {f"{split}/a/{n}.png": encode(draw_scene(n)) for split in ("train", "val") for n in (1, 5)})
+        sources = ("--labels", str(tmp_path / "f"), "--captions", str(tmp_path / "list.tsv"), "--allow-private")
+        yield server, (*sources, "--holdout", "0.1", "--shard-mb", "1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dedup", ["exact", "near"])
+def test_downloads_that_are_compared_give_the_bytes_of_the_local_engine(cluster, downloads, hashes, tmp_path, dedup):
+    """Also after a kill, with the rows that come back later, and of a shard that is lost. Nothing is asked twice."""
+    server, sources = downloads
+    local, out = tmp_path / "local/c", tmp_path / "c"
+    words = (*sources, "--dedup", dedup)
+    assert main(["prepare", *words, "-o", str(local), "--workers", "1", "-q"]) == 0
+    server.asked.clear()
+    server.delay = 0.2
+    process = begin(cluster, out, words)
+    until_written(process, out, 1, "*.arrow")
+    process.kill()
+    process.communicate()
+    server.delay = 0
+    assert not (out / "duplicates.json").exists()
+    there = [row for file in (out / "parts").glob("*.arrow") for row in read_staged(file)]
+    kept = [urlsplit(row.record["url"]) for row in there if isinstance(row, PreparedRow)]
+    end(begin(cluster, out, words))
+    assert kept
+    assert {server.asked[f"{url.path}?{url.query}"] for url in kept} == {1}
+    assert hashes(out) == hashes(local)
+    assert not list(out.rglob("*.arrow"))
+    server.is_well = True
+    assert main(["prepare", *words, "-o", str(local), "--workers", "1", "-q", "--retry-failed"]) == 0
+    end(begin(cluster, out, (*words, "--retry-failed")))
+    next((out / "data/train").glob("list-captions-00000-*")).unlink()
+    end(begin(cluster, out, words))
+    assert hashes(out) == hashes(local)
+    rejected = open_corpus(out).manifest.rejected
+    assert rejected.keys() == {"http_404", "duplicate"} | ({"near_duplicate"} if dedup == "near" else set())
+    assert main(["prepare", "--verify", "-o", str(out)]) == 0
 
 
 @pytest.mark.parametrize(

@@ -109,9 +109,10 @@ def image_notes(manifest: Manifest) -> list[str]:
     if equal and equal.in_two_kinds:
         images = count_of(equal.in_two_kinds, "image")
         notes.append(Remark(f"{images} in training rows of more than one kind (all kept)"))
+    other = "" if manifest.dedup.near else ", or leave them out of training with --dedup near"
     notes += [
         f"{count_of(count, 'training row')} with an image of the {split} split: results on {split} will look too good; "
-        "give each image the same split in every source"
+        f"give each image the same split in every source{other}"
         for split, count in manifest.duplicates_of_eval.items()
         if count
     ]
