@@ -113,6 +113,21 @@ def test_training_images_of_other_splits_go_from_training_and_the_other_splits_s
     assert prepared(capsys, *argv)[0] == report
 
 
+def test_a_corpus_from_before_training_rows_went_for_other_splits_is_sound(photos, capsys):
+    argv = ("--labels", photos / "f", "-o", photos / "c", "--dedup", "near")
+    prepared(capsys, *argv)
+    for name, facts in (("manifest.json", lambda d: d["dedup"]["near"]), ("duplicates.json", lambda d: d["facts"])):
+        file = photos / "c" / name
+        document = json.loads(file.read_text("utf-8"))
+        for later in ("leaks", "also_in_train"):
+            del facts(document)[later]
+        document.pop("leaks", None)
+        file.write_text(json.dumps(document), "utf-8")
+    assert main(["prepare", "--verify", "-o", str(photos / "c")]) == 0
+    capsys.readouterr()
+    assert "is complete" in prepared(capsys, *argv)[1]
+
+
 def test_equal_training_images_of_any_kind_go_for_another_split_without_their_captions(tmp_path, capsys):
     put(tmp_path, {f"{n}.png": encode(draw_scene(n % 10)) for n in (0, 1, 2, 3, 13)})
     put(tmp_path, {"2.jpg": change(draw_scene(2), "jpeg")})

@@ -63,7 +63,10 @@ def fold_manifest(
         "templates": plan.templates,
         "text_stats": _text_stats(markers),
         "image": {"policy": "original" if plan.size is None else "short side", "size": plan.size, "quality": 90},
-        "dedup": {name: dedup.model_dump() if dedup and plan.dedup == name else None for name in ("exact", "near")},
+        "dedup": {
+            name: dedup.model_dump(exclude_unset=True) if dedup and plan.dedup == name else None
+            for name in ("exact", "near")
+        },
         "equal_pictures": {"in_a_kind": repeated["in_a_kind"], "in_two_kinds": repeated["in_two_kinds"]},
         "duplicates_of_eval": repeated["of_eval"],
         "permuted_seed": plan.seed,
