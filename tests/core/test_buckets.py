@@ -16,7 +16,12 @@ def test_records_come_back_in_order(count, most):
     first = random.integers(0, 2**64 - 1, count, np.uint64, endpoint=True) if first is None else first
     records, number = Buckets(2, most), np.arange(count)[::-1]
     for start in range(0, count, 5000):
-        records.add(first[start : start + 5000], number[start : start + 5000])
+        part = slice(start, start + 5000)
+        if start % 2000:
+            for record in zip(first[part].tolist(), number[part].tolist(), strict=True):
+                records.append(*record)
+        else:
+            records.add(first[part], number[part])
     assert len(records) == count
     expected = sorted(zip(first.tolist(), number.tolist(), strict=True))
     for _ in range(2):

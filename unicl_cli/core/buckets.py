@@ -18,6 +18,8 @@ HASHES = 1 << 64
 BUCKETS = 64
 CHUNK = 1 << 14
 """Records that are sorted into buckets at once."""
+_FEW = 512
+"""Records that are Python's integers at once."""
 
 
 class Buckets:
@@ -33,10 +35,17 @@ class Buckets:
         weakref.finalize(self, self._file.close)
         self._counts = array("q")  # records of each bucket in each chunk
         self._pending: list[Words] = []
+        self._appended: list[tuple[int, ...]] = []
         self._size = 0
 
     def __len__(self) -> int:
-        return self._size
+        return self._size + len(self._appended)
+
+    def append(self, *record: int) -> None:
+        """Add one record. UniclError if the disk is full."""
+        self._appended.append(record)
+        if len(self._appended) >= _FEW:
+            self._add_appended()
 
     def add(self, *columns: NDArray[np.integer]) -> None:
         """Add records, given by their columns (n,). UniclError if the disk is full."""
@@ -49,6 +58,7 @@ class Buckets:
 
     def __iter__(self) -> Iterator[Words]:
         """Yield the records of each bucket that has some, (n, columns), ascending by all columns."""
+        self._add_appended()
         self._flush()
         counts = np.array(self._counts, np.int64).reshape(-1, BUCKETS)
         starts = (np.cumsum(counts) - counts.ravel()).reshape(-1, BUCKETS)
@@ -58,6 +68,11 @@ class Buckets:
             if parts:
                 records = np.concatenate(parts)
                 yield records[np.lexsort(records.T[::-1])]
+
+    def _add_appended(self) -> None:
+        appended, self._appended = self._appended, []
+        if appended:
+            self.add(*np.array(appended, np.uint64).T)
 
     def _flush(self) -> None:
         if not self._pending:

@@ -133,13 +133,13 @@ def blame_image() -> Generator[None]:
         raise ImageError("out_of_memory", "it needs more memory than there is") from error
 
 
-def file_extent(path: Path) -> Extent | None:
-    """Return the extent of an image that is a file of its own; None if `read_file` would refuse it."""
+def file_extent(path: Path) -> Extent:
+    """Return the extent of an image that is a file of its own; it is empty if `read_file` would refuse it."""
     try:
         found = path.stat()
     except OSError:
-        return None
-    return Extent(str(path), 0, found.st_size) if stat.S_ISREG(found.st_mode) and found.st_size <= MAX_BYTES else None
+        return Extent(str(path), 0, 0)
+    return Extent(str(path), 0, found.st_size if stat.S_ISREG(found.st_mode) and found.st_size <= MAX_BYTES else 0)
 
 
 def decode(data: bytes) -> Image.Image:

@@ -20,6 +20,8 @@ from unicl_cli.data.pictures import Extent
 from unicl_cli.jobs.prepare.even_choice import apportion, choose_evenly
 from unicl_cli.jobs.prepare.holdout import FILE
 from unicl_cli.jobs.prepare.image_groups import UNREADABLE, RowList, number_images
+from unicl_cli.jobs.prepare.plan import make_plan
+from unicl_cli.jobs.prepare.request import PrepareOptions, PrepareRequest
 
 
 def picture(seed, size=(8, 8)):
@@ -200,6 +202,32 @@ def test_rows_that_cannot_be_read_are_not_chosen(tmp_path, capsys):
     report, _ = prepared(capsys, "--captions", tmp_path / "l.csv", "-o", tmp_path / "c", "--holdout", 0.2)
     held = {line["split"]: (line["rows"], line["rejected"]) for line in report["sources"]}
     assert held == {"train": (40, {"missing_file": 50, "no_text": 50}), "val": (10, {})}
+
+
+def test_a_dry_run_holds_out_no_missing_files(photos, tmp_path, capsys):
+    with (photos / "captions.tsv").open("a") as lines:
+        lines.writelines(f"photos/gone/{k}.png\ta caption of a missing file\n" for k in range(60))
+    argv = ("--captions", photos / "captions.tsv", "-o", tmp_path / "c", "--holdout", 0.1)
+    held = []
+    for report in (prepared(capsys, *argv, "--dry-run")[0], prepared(capsys, *argv)[0]):
+        held += [line["rows"] for line in report["sources"] if line["split"] == "val"]
+    assert held == [11, 11]
+
+
+def test_rows_stay_on_the_sides_that_earlier_versions_chose(photos):
+    put(photos / "own", {f"test/a/{k}.png": picture(k) for k in range(0, 60, 7)})
+    lines = [f"photos/{'abc'[k % 3]}/{k % 20}.png,class {k % 7};class {k % 4}\n" for k in range(60)]
+    lines += [f"gone/{k}.png,class {k % 11}\n" for k in range(30)]
+    (photos / "sets.csv").write_text("image,label\n" + "".join(lines))
+    lines = [f"words {k}\thttp://host{k % 9}.example/{k % 150}.jpg\n" for k in range(200)]
+    lines += [f"copy {k}\tcopies/x{k}.png\n" for k in range(1, 111, 2)]
+    (photos / "web.tsv").write_text("caption\timage\n" + "".join(lines))
+    labels = (str(photos / "photos"), str(photos / "own"), f"{photos / 'sets.csv'}?sets=;")
+    captions = tuple(str(photos / name) for name in ("captions.tsv", "copies.tsv", "web.tsv"))
+    request = PrepareRequest(labels, captions, images=(), out=photos / "c", options=PrepareOptions(holdout=0.2))
+    plan = make_plan(request.sources(), request.options)
+    chosen = plan.document()["validation"]["sha256"]
+    assert chosen == "f64348152935d8d5698e7c5edd9a86b21bca0c8708ee67362b0faa94db6bafd1"
 
 
 class Source:

@@ -7,11 +7,14 @@ import pytest
 
 from unicl_cli.contracts import NO_LABEL, Row
 from unicl_cli.core import buckets, spool
+from unicl_cli.core.derived import Derived
 from unicl_cli.core.sampler import Permutation
+from unicl_cli.data.pictures import Extent
 from unicl_cli.data.sources.lists.lines import URL_FAULT
 from unicl_cli.data.sources.lists.record import BAD_LINE
 from unicl_cli.data.sources.resolve import SourceSpec
 from unicl_cli.errors import UniclError
+from unicl_cli.jobs.prepare.image_groups import RowList, number_images
 from unicl_cli.jobs.prepare.plan import _describe_row, make_plan
 from unicl_cli.jobs.prepare.request import PrepareOptions
 from unicl_cli.jobs.prepare.row_checks import check_keys
@@ -39,6 +42,38 @@ def test_a_line_takes_little_memory(tmp_path, monkeypatch):
     peak_of(tmp_path / "warm.tsv", 300)
     few, many = peak_of(tmp_path / "few.tsv", 2000), peak_of(tmp_path / "many.tsv", 4000)
     assert (many - few) / 2000 < 25, "bytes for each line; a row as objects takes 700, its hashes and numbers 46"
+
+
+class Images(Derived):
+    """Rows, and their source: images at places of their own."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def derive(self, at):
+        return Row(str(at), str(at), (), NO_LABEL)
+
+    def extent(self, row):
+        return Extent(f"/{row.ref}", 0, 1)
+
+
+def peak_of_numbers(count):
+    images = Images(count)
+    tracemalloc.start()
+    number_images([RowList(images, images)], compare=False)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak
+
+
+def test_the_number_of_an_image_takes_few_bytes(monkeypatch):
+    monkeypatch.setattr(buckets, "CHUNK", 2048)
+    peak_of_numbers(300)
+    few, many = peak_of_numbers(40_000), peak_of_numbers(120_000)
+    assert (many - few) / 80_000 < 10, "bytes for each row; its 64-bit hash takes 8"
 
 
 @pytest.mark.parametrize("limit", [None, 5, 1000])

@@ -214,7 +214,7 @@ class Folder:
         """Return the size of the file, which reveals an edited source; -1 if the file is gone. Media change it."""
         return stamp_files(self.path / row.ref, [self.path / file for _, file in row.media])
 
-    def extent(self, row: Row) -> Extent | None:
+    def extent(self, row: Row) -> Extent:
         return file_extent(self.path / row.ref)
 
     def _kept_folders(self) -> Iterator[tuple[str, ...]]:

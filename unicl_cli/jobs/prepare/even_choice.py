@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +10,6 @@ from unicl_cli.core.buckets import Buckets
 from unicl_cli.jobs.prepare.rows import Numbers
 
 Integers = NDArray[np.integer]
-_CHUNK = 1024
 
 
 class Order:
@@ -19,9 +17,8 @@ class Order:
 
     def __init__(self, hashes: Iterable[tuple[int, int]]) -> None:
         self.records = Buckets(2)
-        of = iter(hashes)
-        while chunk := list(islice(of, _CHUNK)):
-            self.records.add(*np.array(chunk, np.uint64).T)
+        for record in hashes:
+            self.records.append(*record)
 
     def __iter__(self) -> Iterator[Numbers]:
         return (records[:, 1].astype(np.int64) for records in self.records)

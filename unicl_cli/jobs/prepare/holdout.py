@@ -9,7 +9,7 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -213,14 +213,10 @@ class _Choice:
         self.names, self.given = _given_splits(sources, images, count)
         pool = [(source, images[source.name][TRAIN]) for source in sources if source.is_open]
         usable = [(source, numbers, _usable(source, numbers)) for source, numbers in pool]
-        candidates = np.zeros(count, np.bool_)
-        for source, numbers, good in usable:
-            if _gives(source, options):
-                _mark(candidates, numbers, good)
-        candidates &= self.given < 0
+        giving = [(numbers, good) for source, numbers, good in usable if _gives(source, options)]
+        order = Order(_hashes(usable, _candidates(giving, self.given)))
         label, kind = _describe(usable, count)
         share = SHARE if options.holdout is None else options.holdout
-        order = Order(_hashes(usable, candidates))
         self.chosen = np.zeros(count, np.bool_)
         for images_of_val in choose_evenly(order, label, kind, share):
             self.chosen[images_of_val] = True
@@ -256,7 +252,7 @@ def _given_splits(
     own = [source for source in sources if not source.is_open]
     met = {split for source in own for split in source.rows}
     names = sorted(met, key=lambda name: (name == TRAIN, name != "test", name != VAL, name))
-    given = np.full(count, _NOT_GIVEN, np.int16 if len(names) < 2**15 else np.int32)
+    given = np.full(count, _NOT_GIVEN, _narrowest(len(names)))
     for number, split in reversed(list(enumerate(names))):
         for source in own:
             if split in source.rows:
@@ -272,7 +268,9 @@ def _usable(source: ReadSource, numbers: Integers) -> Mask:
     if kind == "images":
         return numbers >= 0
     has = (row.is_labelled() if kind == "labels" else bool(row.texts) for row in rows)
-    return (numbers >= 0) & np.fromiter(has, np.bool_, len(rows))
+    good = np.fromiter(has, np.bool_, len(rows))
+    good &= numbers >= 0
+    return good
 
 
 def _mark(images: Mask, numbers: Integers, good: Mask) -> None:
@@ -281,9 +279,24 @@ def _mark(images: Mask, numbers: Integers, good: Mask) -> None:
         images[numbers[part][good[part]]] = True
 
 
+def _candidates(giving: Sequence[tuple[Integers, Mask]], given: Integers) -> Mask:
+    """Mark the images of usable rows whose split is not given."""
+    found = np.zeros(len(given), np.bool_)
+    for numbers, good in giving:
+        _mark(found, numbers, good)
+    found &= given < 0
+    return found
+
+
+def _narrowest(most: int) -> np.dtype[Any]:
+    """Return the smallest type that holds -1 and the numbers up to ``most``."""
+    return np.min_scalar_type(-1 - most)
+
+
 def _describe(usable: Sequence[tuple[ReadSource, Integers, Mask]], count: int) -> tuple[Integers, Integers]:
     """Return for each image its rarest class, or NO_LABEL, and a number for the set of sources that have it."""
-    label = np.full(count, NO_LABEL, np.int8)  # of a wider type as soon as a source has classes
+    classes = (number for source, _, _ in usable for number in source.adoption.classes)
+    label = np.full(count, NO_LABEL, _narrowest(max(classes, default=0)))
     is_few = len(usable) <= _BITS
     kind = np.zeros(count, np.uint8 if is_few else np.int64)
     for source, numbers, good in usable:
@@ -293,25 +306,24 @@ def _describe(usable: Sequence[tuple[ReadSource, Integers, Mask]], count: int) -
         kind += has
         kind = kind if is_few else np.unique(kind, return_inverse=True)[1]
         if source.adoption.kind == "labels":
-            own = np.full(count, NO_LABEL, np.int32)
-            found = _rarest_labels(source)
+            own, found = np.full_like(label, NO_LABEL), _rarest_labels(source)
             for part in _parts(len(numbers)):
-                own[numbers[part][good[part]]] = found[part][good[part]]
-            label = np.where(label == NO_LABEL, own, label)
+                rarest = np.fromiter(islice(found, _CHUNK), label.dtype)
+                own[numbers[part][good[part]]] = rarest[good[part]]
+            np.copyto(own, label, where=label != NO_LABEL)
+            label = own
     return label, kind
 
 
-def _rarest_labels(source: ReadSource) -> NDArray[np.int32]:
-    """Return the class of each row, of several the one with the fewest rows; NO_LABEL for a row without one."""
+def _rarest_labels(source: ReadSource) -> Iterator[int]:
+    """Yield the class of each row, of several the one with the fewest rows; NO_LABEL for a row without one."""
     rows, labels_of = source.rows[TRAIN], source.adoption.labels
     often = Counter(label for row in rows for label in labels_of(row))
-    rarest = (min(labels_of(row), key=lambda label: (often[label], label), default=NO_LABEL) for row in rows)
-    return np.fromiter(rarest, np.int32, len(rows))
+    return (min(labels_of(row), key=lambda label: (often[label], label), default=NO_LABEL) for row in rows)
 
 
-def _hashes(usable: Sequence[tuple[ReadSource, Integers, Mask]], images: Mask) -> Iterator[tuple[int, int]]:
-    """Yield a hash for each of the marked images, that of the key of its first row, and the image."""
-    wanted = images.copy()
+def _hashes(usable: Sequence[tuple[ReadSource, Integers, Mask]], wanted: Mask) -> Iterator[tuple[int, int]]:
+    """Yield a hash for each of the marked images, that of the key of its first row, and the image; unmark it."""
     for source, numbers, good in usable:
         for at, row in enumerate(source.rows[TRAIN]):
             if good[at] and wanted[number := int(numbers[at])]:

@@ -7,18 +7,17 @@ downloaded is known by its URL alone.
 
 import hashlib
 import os
-from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unicl_cli.contracts import DatasetSource, Row
-from unicl_cli.core.buckets import CHUNK, Buckets, Words, mark_first
+from unicl_cli.core.buckets import CHUNK, HASHES, Buckets, Words, mark_first
 from unicl_cli.core.sampler import scramble
 from unicl_cli.core.text_hashes import count_distinct
 from unicl_cli.data.pictures import Extent
@@ -33,11 +32,11 @@ _PIECE = 4096
 _BLOCK = 1 << 20
 _FEW = 2**31
 """Images below which their numbers are int32: half the memory."""
+_GOLDEN = 0x9E3779B97F4A7C15
+"""2^64 times the golden ratio, odd: its multiples are spread evenly."""
 _SHOWN = 2000
 """Reads from which on the progress is shown."""
 T = TypeVar("T")
-_Sized = tuple[int, int, int, int, int]
-"""An image's size, hash of its place, row, and hashes of a sample and of all its bytes, or _UNKNOWN."""
 
 
 class RowList(NamedTuple):
@@ -47,27 +46,26 @@ class RowList(NamedTuple):
     rows: Sequence[Row]
 
 
-class _Known(NamedTuple):
-    """Facts about images: a hash of each one's place or bytes, and places of those that may be equal to others.
+class _Known:
+    """Facts about ``count`` images, of which only a mark for each one is in memory.
 
-    ``number`` (n,) are the hashes, ``is_readable`` (n,) marks images with bytes. ``sized`` are records of those whose
-    size is known: a hash of the size, the hash of the place, the row, and hashes of a sample and of the whole, or 0.
+    ``hashes`` are records of a hash and the row, equal for equal images; ``sized`` those of images that are still to be
+    compared: a hash of the size, the hash of the place, the row, and hashes of a sample and of the whole, or _UNKNOWN.
     """
 
-    number: Words
-    is_readable: NDArray[np.bool_]
-    sized: Buckets
+    def __init__(self, count: int) -> None:
+        self.is_readable = np.ones(count, np.bool_)  # has bytes
+        self.hashes, self.sized = Buckets(2), Buckets(5)
 
 
 def number_images(lists: Sequence[RowList], *, compare: bool = True) -> list[NDArray[np.integer]]:
     """Return for each list integers (rows,): equal numbers from 0 on for equal images, UNREADABLE without one.
 
-    Without ``compare`` nothing is read: images at different places have different numbers. In memory are 13 bytes for
+    Without ``compare`` nothing is read: images at different places have different numbers. In memory are 6 bytes for
     each row.
     """
     starts = np.cumsum([0, *(len(item.rows) for item in lists)])
-    count = int(starts[-1])
-    known = _Known(np.zeros(count, np.uint64), np.ones(count, np.bool_), Buckets(5))
+    known = _Known(int(starts[-1]))
     for number, (item, start) in enumerate(zip(lists, starts.tolist(), strict=False)):
         _look_at(item, number, start, known, compare=compare)
     if compare:
@@ -78,15 +76,11 @@ def number_images(lists: Sequence[RowList], *, compare: bool = True) -> list[NDA
 
 def _number(known: _Known) -> NDArray[np.integer]:
     """Return equal numbers for images with one hash; UNREADABLE without one."""
-    count = len(known.number)
-    hashes = Buckets(2)
-    for start in range(0, count, CHUNK):
-        part = known.number[start : start + CHUNK]
-        hashes.add(part, np.arange(start, start + len(part)))
+    count = len(known.is_readable)
     numbers = np.arange(count, dtype=np.int32 if count < _FEW else np.int64)
-    if count_distinct(hashes) < count:
+    if count_distinct(known.hashes) < count:
         met = 0
-        for records in hashes:
+        for records in known.hashes:
             which = np.cumsum(mark_first(records[:, 0]))
             numbers[records[:, 1]] = met + which - 1
             met += int(which[-1])
@@ -95,62 +89,54 @@ def _number(known: _Known) -> NDArray[np.integer]:
 
 
 def _look_at(item: RowList, number: int, start: int, known: _Known, *, compare: bool) -> None:
-    """Fill in what is known of a list's images by their places, and by reading those whose place is not known."""
+    """Note what is known of a list's images by their places, and by reading those whose place is not known."""
     extent: Callable[[Row], Extent | None] | None = getattr(item.source, "extent", None)
-    unknown = array("q")
-    sized: list[_Sized] = []
+    unread = np.zeros(len(item.rows), np.bool_)
     for at, row in enumerate(item.rows, start):
         found = extent(row) if extent else None
         url = url_of(item.source, row)
         if url is not None:
-            place = url  # nothing is downloaded to compare it
-        elif found is None:
-            unknown.append(at)
-            place = f"{number}:{at}"
-        else:
-            place = f"{os.path.abspath(found.path)}\0{found.offset}\0{found.size}"  # noqa: PTH100
-        known.number[at] = named = _hash(place.encode("utf-8", "surrogateescape"))
-        if found is not None and url is None:
+            known.hashes.append(_hash_place(url), at)  # nothing is downloaded to compare it
+        elif found is not None:
             known.is_readable[at] = found.size > 0
-            _add_sized(known, sized, (found.size, named, at, _UNKNOWN, _UNKNOWN))
-    _flush_sized(known, sized)
-    if compare:
-        _read_rows(item, start, known, unknown)
+            place = _hash_place(f"{os.path.abspath(found.path)}\0{found.offset}\0{found.size}")  # noqa: PTH100
+            if compare and found.size:
+                known.sized.append(_spread(found.size), place, at, _UNKNOWN, _UNKNOWN)
+            else:
+                known.hashes.append(place, at)
+        elif compare:
+            unread[at - start] = True
+        else:
+            known.hashes.append(_hash_place(f"{number}:{at}"), at)
+    _read_rows(item, number, start, known, unread)
 
 
-def _add_sized(known: _Known, sized: list[_Sized], facts: _Sized) -> None:
-    """Add the facts of an image to the next records."""
-    sized.append(facts)
-    if len(sized) >= _CHUNK:
-        _flush_sized(known, sized)
-
-
-def _flush_sized(known: _Known, sized: list[_Sized]) -> None:
-    if sized:
-        size, *others = np.array(sized, np.uint64).T
-        known.sized.add(scramble(size), *others)
-        sized.clear()
-
-
-def _read_rows(item: RowList, first: int, known: _Known, todo: Sequence[int]) -> None:
-    """Read images of a list, whose rows begin with ``first``, and add their sizes and hashes."""
+def _read_rows(item: RowList, number: int, start: int, known: _Known, unread: NDArray[np.bool_]) -> None:
+    """Read the images of a list that are ``unread``, and note their sizes and hashes."""
 
     def read(at: int) -> tuple[int, int, int]:
         try:
-            data = item.source.read(item.rows[at - first])["image"]
+            data = item.source.read(item.rows[at])["image"]
         except Exception:  # noqa: BLE001 - the same row is read again by its unit, which counts it with its reason
             data = b""
         if not data:
             return 0, _UNKNOWN, _UNKNOWN
-        return len(data), _hash(*(data[start : start + size] for start, size in _pieces(len(data)))), _hash(data)
+        return len(data), _hash(*(data[at : at + size] for at, size in _pieces(len(data)))), _hash(data)
 
-    sized: list[_Sized] = []
-    with _show(len(todo)) as shown:
+    todo = (at for first in range(0, len(unread), CHUNK) for at in _marked(unread, first))
+    with _show(int(np.count_nonzero(unread))) as shown:
         for at, (size, sample, whole) in _run(read, todo, shown):
-            known.is_readable[at] = size > 0
+            known.is_readable[start + at] = size > 0
+            place = _hash_place(f"{number}:{start + at}")
             if size:
-                _add_sized(known, sized, (size, int(known.number[at]), at, sample, whole))
-    _flush_sized(known, sized)
+                known.sized.append(_spread(size), place, start + at, sample, whole)
+            else:
+                known.hashes.append(place, start + at)
+
+
+def _marked(marks: NDArray[np.bool_], first: int) -> list[int]:
+    """Return the places that are marked in the chunk that begins with ``first``."""
+    return (first + np.flatnonzero(marks[first : first + CHUNK])).tolist()
 
 
 def _compare(known: _Known, extent_at: Callable[[int], Extent | None]) -> None:
@@ -171,7 +157,7 @@ def _compare(known: _Known, extent_at: Callable[[int], Extent | None]) -> None:
             for at, found in _run(lambda at: _hash_file(extent_at(int(row[at])), _blocks), unread, None):  # noqa: B023 - as above
                 whole[at] = found
             number = np.where(alike & (whole != _UNKNOWN), whole, place)
-            known.number[records[:, 2]] = number[np.cumsum(_mark_places(records)) - 1]
+            known.hashes.add(number[np.cumsum(_mark_places(records)) - 1], records[:, 2])
 
 
 def _mark_places(records: Words) -> NDArray[np.bool_]:
@@ -239,16 +225,25 @@ def _hash(*parts: bytes) -> int:
     return int.from_bytes(digest.digest(), "little") or 1
 
 
+def _hash_place(place: str) -> int:
+    return _hash(place.encode("utf-8", "surrogateescape"))
+
+
+def _spread(size: int) -> int:
+    """Return a 64-bit number of its own for a size: sizes are few and small, and buckets want an even spread."""
+    return size * _GOLDEN % HASHES
+
+
 def _show(count: int) -> AbstractContextManager[Progress | None]:
     """Return a display of the progress of many reads; one that shows nothing for few."""
     return Progress("compare", done=0, total=count, shards_done=0, shards=0) if count >= _SHOWN else nullcontext()
 
 
-def _run(work: Callable[[int], T], todo: Sequence[int], shown: Progress | None) -> Iterator[tuple[int, T]]:
+def _run(work: Callable[[int], T], todo: Iterable[int], shown: Progress | None) -> Iterator[tuple[int, T]]:
     """Yield each number with its result; many are worked on at once, and shown as progress."""
+    of = iter(todo)
     with ThreadPoolExecutor(_THREADS) as threads:
-        for start in range(0, len(todo), _CHUNK):
-            chunk = todo[start : start + _CHUNK]
+        while chunk := list(islice(of, _CHUNK)):
             yield from zip(chunk, threads.map(work, chunk), strict=True)
             if shown:
                 shown.tick(len(chunk), 0, {})

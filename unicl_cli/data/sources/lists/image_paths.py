@@ -80,7 +80,7 @@ class ImagePaths:
         return read_file(self.file(ref)) if self.packed is None else self.packed.read(ref)
 
     def extent(self, ref: str) -> Extent | None:
-        """Return the place of a row's image; None if it is not stored as it is."""
+        """Return the place of a row's image; an empty one for a missing file, None if it is not stored as it is."""
         return file_extent(self.file(ref)) if self.packed is None else self.packed.extent(ref)
 
     def stamp(self, ref: str, media: Sequence[Path]) -> int:
