@@ -26,7 +26,7 @@ from gpu_phases import PHASES, ROOT, Command, Phase, build_phases
 from gpu_targets import result_table
 from rich.console import Console
 
-from unicl_cli.core.files import write_atomic
+from unicl_cli.storage.files import write_atomic
 
 CLOSING = 15.0
 """Seconds at the end that no command may use: to stop the last one and print the table."""

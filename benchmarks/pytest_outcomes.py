@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from unicl_cli.core.files import write_atomic
+from unicl_cli.storage.files import write_atomic
 
 FILE = Path(os.environ["OUTCOMES_FILE"])
 DOCUMENT: dict[str, Any] = {"schema": "unicl/outcomes/1", "tests": [], "complete": False}

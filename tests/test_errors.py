@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from unicl_cli.cli import main
-from unicl_cli.core.json_output import format_json, print_json
 from unicl_cli.errors import UniclError, csv_cell, escape_control, print_line, write_line
+from unicl_cli.storage.json_output import format_json, print_json
 from unicl_cli.yaml_lines import parse_yaml, write_flow, write_yaml
 
 STEERING = [chr(code) for code in (*range(32), *range(0x7F, 0xA0), 0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F))]

@@ -29,16 +29,12 @@ if TYPE_CHECKING:
     from unicl_cli.core.checkpoint import load_optimizer, load_weights, read_tensors, save
     from unicl_cli.core.checkpoint_files import newest, read_facts
     from unicl_cli.core.dist import bare, gather, gather_rows, rank, shard, share_of_mean, world_size
-    from unicl_cli.core.files import read_regular, write_output
     from unicl_cli.core.image_cache import EncodedImages, reads_no_images
-    from unicl_cli.core.json_output import print_json, report_write_error, write_document
-    from unicl_cli.core.json_text import parse_json
     from unicl_cli.core.label_sets import set_columns
     from unicl_cli.core.loop import Plan, Step, fit, freeze_idle
     from unicl_cli.core.sampler import seed_of
     from unicl_cli.core.schedule import lr_at
     from unicl_cli.core.sinks import JsonlSink
-    from unicl_cli.core.spool import Spool
     from unicl_cli.core.towers import traits_of
     from unicl_cli.data.class_names import read_class_file, read_classes
     from unicl_cli.data.class_numbers import match_labels
@@ -74,6 +70,10 @@ if TYPE_CHECKING:
     from unicl_cli.runs.folder import locate_model
     from unicl_cli.runs.settings_file import check_settings, newest_weights, read_settings
     from unicl_cli.runs.training import ModuleRun, train_module
+    from unicl_cli.storage.files import read_regular, write_output
+    from unicl_cli.storage.json_output import print_json, report_write_error, write_document
+    from unicl_cli.storage.json_text import parse_json
+    from unicl_cli.storage.spool import Spool
     from unicl_cli.tower_contracts import Tokenizer, Tower, TowerTraits
 
 _HOME = {
@@ -87,16 +87,16 @@ _HOME = {
     "unicl_cli.core.checkpoint": "load_optimizer load_weights read_tensors save",
     "unicl_cli.core.checkpoint_files": "newest read_facts",
     "unicl_cli.core.dist": "bare gather gather_rows rank shard share_of_mean world_size",
-    "unicl_cli.core.files": "read_regular write_output",
+    "unicl_cli.storage.files": "read_regular write_output",
     "unicl_cli.core.image_cache": "EncodedImages reads_no_images",
-    "unicl_cli.core.json_output": "print_json report_write_error write_document",
-    "unicl_cli.core.json_text": "parse_json",
+    "unicl_cli.storage.json_output": "print_json report_write_error write_document",
+    "unicl_cli.storage.json_text": "parse_json",
     "unicl_cli.core.label_sets": "set_columns",
     "unicl_cli.core.loop": "Plan Step fit freeze_idle",
     "unicl_cli.core.sampler": "seed_of",
     "unicl_cli.core.schedule": "lr_at",
     "unicl_cli.core.sinks": "JsonlSink",
-    "unicl_cli.core.spool": "Spool",
+    "unicl_cli.storage.spool": "Spool",
     "unicl_cli.core.towers": "traits_of",
     "unicl_cli.data.class_names": "read_class_file read_classes",
     "unicl_cli.data.class_numbers": "match_labels",

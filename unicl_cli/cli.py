@@ -18,8 +18,8 @@ from typer.core import TyperCommand, TyperGroup
 from unicl_cli import __version__, registry
 from unicl_cli.commands import LOG, Debug, Quiet, Verbose, everywhere, examples
 from unicl_cli.commands.completion import use_scripts_without_space
-from unicl_cli.core.streams import STDOUT, discard_stdout, protect_streams, reopen_closed_streams
 from unicl_cli.errors import READER_GONE, Stopped, UniclError, did_you_mean, escape_control
+from unicl_cli.storage.streams import STDOUT, discard_stdout, protect_streams, reopen_closed_streams
 
 BUILTIN = {
     "prepare": "Make a corpus of labels, captions and images.",

@@ -97,10 +97,10 @@ def open_clip(
     It brings its own preprocessing, tokenizer and logit scale. ``image`` and ``text`` take the training options of any
     tower: freeze, lr_scale, layer_decay, lora.
     """
-    from unicl_cli.core import hub
     from unicl_cli.data.tokenizers import open_clip_tokenizer
     from unicl_cli.encoders.open_clip import ImageTower, TextTower, is_dry, load_net, try_towers
     from unicl_cli.model import TwoTower
+    from unicl_cli.storage import hub
 
     source = (
         hub.find_model(arch, weights=pretrained and not is_dry())

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-ROWS = "import json, sys, time\nfrom unicl_cli.core.files import write_atomic\nfrom pathlib import Path\n"
+ROWS = "import json, sys, time\nfrom unicl_cli.storage.files import write_atomic\nfrom pathlib import Path\n"
 WRITER = f"""{ROWS}
 for n in range(1000):
     write_atomic(Path(sys.argv[1]), json.dumps({{"rows": list(range(n))}}))

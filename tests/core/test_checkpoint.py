@@ -12,8 +12,8 @@ from torch import nn
 
 from unicl_cli.core import checkpoint, checkpoint_files
 from unicl_cli.core.ema import Average
-from unicl_cli.core.files import temporary_name
 from unicl_cli.errors import UniclError
+from unicl_cli.storage.files import temporary_name
 
 FULL_DISK = """
 import resource, sys

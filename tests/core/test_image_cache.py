@@ -62,7 +62,10 @@ def batch_of(rows=10):
 
 @pytest.mark.parametrize(("tower", "chunks"), [(None, 1), (None, 3), (Projecting, 1), (Projecting, 3)])
 def test_encoded_images_train_as_their_pixels(tower, chunks):
-    """Bit for bit: loss and every gradient."""
+    """Loss and every gradient: bit for bit, or up to rounding if the pixels are encoded in chunks.
+
+    Some processors add up a product of matrices in another order for another number of rows.
+    """
     step, batch = step_of(tower and tower(), chunks=chunks), batch_of()
     found = []
     for images in (batch.images, EncodedImages(step.call("encode_frozen", batch.images))):
@@ -71,7 +74,8 @@ def test_encoded_images_train_as_their_pixels(tower, chunks):
         out["loss"].backward()
         found.append([out["loss"].detach(), *(p.grad for p in step.parameters() if p.grad is not None)])
     assert len(found[0]) > 2
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    within = {} if chunks > 1 else {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(*found, **within)
 
 
 @pytest.mark.parametrize("why", ["learns", "training"])

@@ -8,9 +8,9 @@ import re
 
 import pytest
 
-from unicl_cli.core import files
-from unicl_cli.core.files import write_atomic
 from unicl_cli.core.sinks import ConsoleSink, JsonlSink, Sinks, StatusSink, format_duration, line_of
+from unicl_cli.storage import files
+from unicl_cli.storage.files import write_atomic
 
 
 def rows(path):

@@ -12,13 +12,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 from toy_corpora import SIZES, assert_same, corpus, strands
 
 from unicl_cli.cli import main
-from unicl_cli.core.remote import RangeFile, RemotePath, place_of
 from unicl_cli.data import corpus as reader
 from unicl_cli.data.corpus import open_corpus, takewhile_fits
 from unicl_cli.data.loader import batches
 from unicl_cli.data.mix import Draws, MixedCorpora, TextChoice, order_of
 from unicl_cli.data.shard_checks import _remote_size
 from unicl_cli.errors import UniclError
+from unicl_cli.storage.remote import RangeFile, RemotePath, place_of
 
 
 class CountedFileSystem(LocalFileSystem):

@@ -16,7 +16,7 @@ from unicl_cli.cli import main
 
 KILL = """
 import os, signal, sys
-from unicl_cli.core.remote import RemoteOutput
+from unicl_cli.storage.remote import RemoteOutput
 upload = RemoteOutput.upload
 def killed(path, file):
     if path.name.startswith("train.") and path.suffix == ".json": os.kill(os.getpid(), signal.SIGKILL)

@@ -8,7 +8,7 @@ import torch
 from launching import begun, ended, here, nothing_half_written, recipe, same, same_rows
 
 from unicl_cli.core import checkpoint, checkpoint_files
-from unicl_cli.core.files import is_leftover
+from unicl_cli.storage.files import is_leftover
 
 POINTS = ("after_tmp", "before_rename", "before_latest")
 ONE = ("--devices", "cpu:1")

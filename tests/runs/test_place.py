@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from unicl_cli.cli import main
-from unicl_cli.core.files import temporary_name
 from unicl_cli.errors import UniclError
 from unicl_cli.runs import folder as run_folder
 from unicl_cli.runs.folder import finished_at, is_marked, last_run
 from unicl_cli.runs.owned import find_owner
 from unicl_cli.runs.place import check_run_dir
+from unicl_cli.storage.files import temporary_name
 
 OLD = Path(__file__).parents[1] / "fixtures" / "before-rooms"
 HOLDER = "unicl: pid 12 on host\n"

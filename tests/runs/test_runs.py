@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unicl_cli.cli import main
-from unicl_cli.core.json_lines import Line, read_lines
 from unicl_cli.jobs.runs import sparkline, table_lines
 from unicl_cli.runs.status import is_lost, list_runs
 from unicl_cli.runs.validations import best_of
+from unicl_cli.storage.json_lines import Line, read_lines
 
 Capture = pytest.CaptureFixture[str]
 NOW = time.time()

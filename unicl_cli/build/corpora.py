@@ -1,9 +1,9 @@
 """The check that the corpora of a recipe are there, before any heavy library is loaded."""
 
-from unicl_cli.core.remote import place_of
 from unicl_cli.data.manifest import MANIFEST, read_manifest, splits_of
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.recipe.schema import Recipe
+from unicl_cli.storage.remote import place_of
 
 NO_VALIDATION = "; or prepare it with --holdout 0.2, or train without validation: eval=[]"
 """The end of the hint where the split of an evaluation is missing."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from unicl_cli import binding
 from unicl_cli.build.load import Loaded, load_published, load_run_tokenizer, load_trained
-from unicl_cli.core import checkpoint, hub
+from unicl_cli.core import checkpoint
 from unicl_cli.core.loop import Step
 from unicl_cli.core.towers import traits_in, traits_of
 from unicl_cli.data.tokenizers import TextTokenizer
@@ -17,6 +17,7 @@ from unicl_cli.problems import quote_value
 from unicl_cli.recipe.load import load
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.runs.folder import RESOLVED, TOKENIZER, find_run
+from unicl_cli.storage import hub
 from unicl_cli.tower_contracts import Tokenizer
 from unicl_cli.yaml_lines import leaves
 

@@ -14,9 +14,8 @@ from unicl_cli.build import lora
 from unicl_cli.build.data import TrainingData
 from unicl_cli.build.model import TOWERS, add_adapters, build_step, find_tokenizer
 from unicl_cli.contracts import ClassName
-from unicl_cli.core import checkpoint, checkpoint_files, hub
+from unicl_cli.core import checkpoint, checkpoint_files
 from unicl_cli.core.class_groups import label_sets_of
-from unicl_cli.core.documents import read_document
 from unicl_cli.core.loop import Step
 from unicl_cli.core.prompts import load_templates
 from unicl_cli.core.towers import traits_in
@@ -29,6 +28,8 @@ from unicl_cli.recipe.schema import Recipe
 from unicl_cli.runs.documents import Words
 from unicl_cli.runs.folder import CLASSES, META, RECIPE, TOKENIZER, find_run, locate_model, weights_file
 from unicl_cli.runs.plugins import load_run_recipe
+from unicl_cli.storage import hub
+from unicl_cli.storage.documents import read_document
 from unicl_cli.tower_contracts import Tokenizer
 
 

@@ -13,7 +13,6 @@ from unicl_cli.build.caption_labels import naming_warnings
 from unicl_cli.build.data import TrainingData, total_steps
 from unicl_cli.build.negatives import check_negatives
 from unicl_cli.contracts import Part, Tuning
-from unicl_cli.core import hub
 from unicl_cli.core.dist import bare
 from unicl_cli.core.ema import share_of_start
 from unicl_cli.core.schedule import lr_at
@@ -24,6 +23,7 @@ from unicl_cli.formats import count_of, format_share
 from unicl_cli.recipe.load import load
 from unicl_cli.recipe.schema import Group, Recipe
 from unicl_cli.runs.folder import RESOLVED, find_run
+from unicl_cli.storage import hub
 
 UNDECAYED = (
     *("pos", "pos_embed", "positional_embedding", "cls_token", "relative_position_bias_table", "logit_scale"),

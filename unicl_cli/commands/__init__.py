@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from unicl_cli.commands.completion import complete_runs
-from unicl_cli.core.remote import output_of
 from unicl_cli.errors import UniclError
+from unicl_cli.storage.remote import output_of
 
 LOG = logging.getLogger("unicl_cli")
 COMPUTE = "Compute"

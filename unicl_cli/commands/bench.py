@@ -8,7 +8,7 @@ import typer
 
 from unicl_cli.commands import OUTPUT, Json, Out, Quiet, examples
 from unicl_cli.commands.completion import complete_overrides, complete_recipes, one_of, starting_with
-from unicl_cli.core.json_output import print_json
+from unicl_cli.storage.json_output import print_json
 
 app = typer.Typer(add_completion=False)
 CASES = "Cases to measure"
@@ -139,12 +139,12 @@ def bench(
         )
     )
     from unicl_cli.commands.output import check_before_loading, print_document
-    from unicl_cli.core.json_output import write_document
+    from unicl_cli.storage.json_output import write_document
 
     check_before_loading((), (), ("-o", out))
-    from unicl_cli.core.files import is_written_through
     from unicl_cli.jobs.bench.bench import run_benchmark
     from unicl_cli.jobs.bench.tables import tables
+    from unicl_cli.storage.files import is_written_through
 
     if out is None or is_written_through(out):  # one document goes there, at the end
         document = run_benchmark(request, sys.argv[1:])

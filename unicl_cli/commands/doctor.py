@@ -7,9 +7,9 @@ from itertools import zip_longest
 import typer
 
 from unicl_cli.commands import Json, examples
-from unicl_cli.core.json_output import print_json
 from unicl_cli.errors import escape_control, print_line, write_line
 from unicl_cli.formats import count_of
+from unicl_cli.storage.json_output import print_json
 
 app = typer.Typer(add_completion=False)
 

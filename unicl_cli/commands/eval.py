@@ -90,11 +90,11 @@ def evaluate(
         pick_model,
         print_document,
     )
-    from unicl_cli.core.json_output import report_write_error
     from unicl_cli.jobs.evaluators.options import parse_candidates
     from unicl_cli.jobs.predictions import write_predictions
     from unicl_cli.launch.workers import run_on_devices
     from unicl_cli.runs.thresholds import find_thresholds
+    from unicl_cli.storage.json_output import report_write_error
 
     named = pick_model(model_argument, model)
     check_predictions(predictions, evaluator)
@@ -208,10 +208,10 @@ def fit_and_write(
         print_document,
         print_note,
     )
-    from unicl_cli.core.json_output import report_write_error
     from unicl_cli.launch.workers import run_on_devices
     from unicl_cli.runs.folder import choose_model
     from unicl_cli.runs.thresholds import hash_weights, thresholds_place, write_thresholds
+    from unicl_cli.storage.json_output import report_write_error
 
     check_before_loading([model], data or (), ("-o", out))
     check_splits(model, data or (), split or "val")

@@ -60,9 +60,9 @@ def export_corpus(
 
     stop = StopFlag()
     stop.install()  # before the libraries, which take a second
-    from unicl_cli.core.json_output import print_json
     from unicl_cli.jobs.export_corpus.export import ExportRequest
     from unicl_cli.jobs.export_corpus.export import export_corpus as job
+    from unicl_cli.storage.json_output import print_json
 
     request = ExportRequest(corpus, out, form, tuple(split or ()), shard_mb, licence)
     document = job(request, stop)

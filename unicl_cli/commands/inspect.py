@@ -83,7 +83,7 @@ def inspect(
 ) -> None:
     """Show what is in a corpus, a batch, a checkpoint or a run. A damaged checkpoint ends with exit status 1."""
     del quiet  # its callback has acted
-    from unicl_cli.core.remote import place_of
+    from unicl_cli.storage.remote import place_of
 
     check_exists(place_of(path))
     from unicl_cli.commands.output import check_before_loading, print_document

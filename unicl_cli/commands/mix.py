@@ -61,8 +61,8 @@ def mix(
     if out is None and not data and len(alphas) == 1:
         raise UniclError("mix: nothing to do", "write the mixture with -o DIR, or measure it with --data CORPUS")
     from unicl_cli.commands.output import check_before_loading, print_document
-    from unicl_cli.core.lock import check_unused
     from unicl_cli.launch.workers import run_on_devices
+    from unicl_cli.storage.lock import check_unused
 
     if out is not None:
         check_unused(out, "choose another directory with -o")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
-from unicl_cli.core.json_output import print_json, report_write_error, write_document
 from unicl_cli.errors import UniclError, escape_control, is_quiet, print_line, write_line, write_note
+from unicl_cli.storage.json_output import print_json, report_write_error, write_document
 
 if TYPE_CHECKING:
     from unicl_cli.build.load import Loaded
@@ -51,8 +51,8 @@ def check_outputs(*files: tuple[str, Path | None]) -> None:
 
     No output replaces a file of a corpus, a run or a checkpoint, and no two options write the same file.
     """
-    from unicl_cli.core.files import is_written_through
     from unicl_cli.runs.owned import find_owner
+    from unicl_cli.storage.files import is_written_through
 
     seen: dict[Path, str] = {}
     for option, file in files:
@@ -114,8 +114,8 @@ def _agree_on_checkpoint(name: str) -> str:
     """
     from unicl_cli.core.checkpoint_files import folder_of, step_of
     from unicl_cli.core.dist import largest_over_ranks, world_size
-    from unicl_cli.core.hub import has_form
     from unicl_cli.runs.folder import CHECKPOINTS, find_run, is_checkpoint
+    from unicl_cli.storage.hub import has_form
 
     if world_size() == 1 or has_form(name) or is_checkpoint(Path(name)):
         return name

@@ -12,10 +12,10 @@ from typer.models import ArgumentInfo
 
 from unicl_cli import binding, registry
 from unicl_cli.commands import Json, completion, examples
-from unicl_cli.core.json_output import format_json, print_json
 from unicl_cli.errors import UniclError, did_you_mean, print_line
 from unicl_cli.option_types import type_text
 from unicl_cli.pages.text import align_columns, terminal_width
+from unicl_cli.storage.json_output import format_json, print_json
 
 app = typer.Typer(
     add_completion=False,

@@ -9,9 +9,9 @@ import typer
 
 from unicl_cli.commands import Json, completion, examples, output_file
 from unicl_cli.commands.output import print_path
-from unicl_cli.core.json_output import format_json, print_json
 from unicl_cli.errors import UniclError, did_you_mean, escape_control, print_line, write_note
 from unicl_cli.pages.text import align_columns, terminal_width
+from unicl_cli.storage.json_output import format_json, print_json
 
 app = typer.Typer(
     add_completion=False,
@@ -123,10 +123,10 @@ def cp(
 ) -> None:
     """Copy a recipe to a file to edit: all that it sets and the common keys, each with a comment."""
     from unicl_cli.commands.output import check_outputs
-    from unicl_cli.core.files import is_written_through, write_output_data
-    from unicl_cli.core.json_output import report_write_error
     from unicl_cli.recipe.annotate import annotate
     from unicl_cli.recipe.layers import find_recipe
+    from unicl_cli.storage.files import is_written_through, write_output_data
+    from unicl_cli.storage.json_output import report_write_error
 
     source, text = find_recipe(name), annotate(name)
     target = file or Path(source.name)

@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from unicl_cli.commands import Json, completion, examples
-from unicl_cli.core.json_output import print_json
 from unicl_cli.errors import print_line
 from unicl_cli.runs.folder import RUNS
+from unicl_cli.storage.json_output import print_json
 
 app = typer.Typer(
     add_completion=False,

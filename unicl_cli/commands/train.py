@@ -11,8 +11,8 @@ import typer
 
 from unicl_cli.commands import MODEL_FORMS, Devices, Json, Quiet, completion, examples
 from unicl_cli.commands.output import check_encoding, print_path
-from unicl_cli.core.json_output import print_json
 from unicl_cli.errors import UniclError, is_quiet, write_line
+from unicl_cli.storage.json_output import print_json
 
 if TYPE_CHECKING:
     from unicl_cli.recipe.layers import Override

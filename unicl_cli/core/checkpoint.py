@@ -26,8 +26,8 @@ from unicl_cli.core.checkpoint_files import (
     read_pointer,
 )
 from unicl_cli.core.dist import any_rank, bare, full_tensor, rank, shard_like
-from unicl_cli.core.files import replace_durably, sync_folder, temporary_beside, temporary_name, write_atomic
 from unicl_cli.errors import UniclError, write_note
+from unicl_cli.storage.files import replace_durably, sync_folder, temporary_beside, temporary_name, write_atomic
 
 WRITING_FAILS = (OSError, SafetensorError)
 

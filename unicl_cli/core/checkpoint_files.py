@@ -12,9 +12,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from unicl_cli.core.documents import Document, Natural, StepCount, check_progress, load_facts, read_document
-from unicl_cli.core.files import discard, is_leftover, read_regular, remove_leftovers
 from unicl_cli.errors import UniclError
+from unicl_cli.storage.documents import Document, Natural, StepCount, check_progress, load_facts, read_document
+from unicl_cli.storage.files import discard, is_leftover, read_regular, remove_leftovers
 
 MODEL, EMA, OPTIM, TRAINER = "model.safetensors", "ema.safetensors", "optim.safetensors", "trainer.json"
 """The files of a checkpoint; ``trainer.json`` is written last and names the others."""

@@ -8,8 +8,8 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from unicl_cli.core.documents import Document, StepCount
 from unicl_cli.errors import UniclError
+from unicl_cli.storage.documents import Document, StepCount
 
 WINDOW = 10_000
 """Steps of which only a share may be bad."""

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unicl_cli.core.clip_templates import CLIP7, CLIP80
-from unicl_cli.core.files import read_regular
 from unicl_cli.errors import UniclError, did_you_mean
+from unicl_cli.storage.files import read_regular
 
 MAX_BYTES = 1_000_000
 """The largest file of templates; the 80 of CLIP have 2 kB."""

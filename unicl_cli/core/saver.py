@@ -22,8 +22,8 @@ from unicl_cli.core.checkpoint_files import (
     step_of,
 )
 from unicl_cli.core.dist import barrier, rank
-from unicl_cli.core.files import remove_leftovers, write_atomic
 from unicl_cli.formats import byte_size
+from unicl_cli.storage.files import remove_leftovers, write_atomic
 
 
 class Saver:

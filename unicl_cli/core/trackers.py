@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unicl_cli.core.files import write_atomic
 from unicl_cli.errors import UniclError, write_note
+from unicl_cli.storage.files import write_atomic
 
 
 def check_installed(names: Sequence[str]) -> None:

@@ -7,12 +7,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from unicl_cli.core.files import read_regular
 from unicl_cli.data.class_entry import FORMS, ID, ID_WORDS, NAME_WORDS, ClassEntry, NameList, as_id, find_repeated
 from unicl_cli.data.class_names_json import entries_of_json, load_json
 from unicl_cli.data.number_spellings import read_whole_numbers
 from unicl_cli.data.text import replace_surrogates
 from unicl_cli.errors import Remark, UniclError
+from unicl_cli.storage.files import read_regular
 
 _LONE_HEADERS = frozenset(("name", "names", "class", "classes", "class_name", "classname", "label", "labels"))
 """Headers of a file with one column; `key` and `folder` may be classes."""

@@ -5,9 +5,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
-from unicl_cli.core.json_text import parse_json
 from unicl_cli.data.class_entry import FORMS, ID, ID_WORDS, NAME_WORDS, ClassEntry, as_id, find_repeated
 from unicl_cli.errors import UniclError
+from unicl_cli.storage.json_text import parse_json
 
 _WRAPPERS = ("id2label", "label2id", "class_to_idx", "categories", "names", "classes", "labels")
 """Keys of JSON objects (transformers, COCO, YOLO) whose value is the list of names."""

@@ -6,10 +6,10 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from unicl_cli.core.files import read_regular
-from unicl_cli.core.json_text import parse_json
 from unicl_cli.data.pictures import ImageError, file_size_in_pixels
 from unicl_cli.errors import UniclError
+from unicl_cli.storage.files import read_regular
+from unicl_cli.storage.json_text import parse_json
 
 MAX_BYTES = 4_000_000_000
 """The largest annotation file; that of COCO train2017 has 470 MB."""

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from unicl_cli.contracts import ALL_GROUPS, NO_LABEL, ClassName, Sample
 from unicl_cli.core.class_groups import label_sets_of
-from unicl_cli.core.remote import RemotePath, place_of
 from unicl_cli.data.corpus_format import KNOWN, LABELS, MEDIA, MEDIA_KINDS
 from unicl_cli.data.manifest import Manifest, Shard, read_manifest, repair_hint, splits_of
 from unicl_cli.data.pictures import ImageError
 from unicl_cli.data.shard_checks import ShardRules, explain_damage, open_shard, read_columns, read_group, reopen_shard
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.evaluator_contracts import RowSets
+from unicl_cli.storage.remote import RemotePath, place_of
 
 EVAL_SPLITS = ("test", "val")
 """Splits that evaluation uses by default, the first that a corpus has."""

@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal, Self, cast
 from pydantic import AfterValidator, Field, model_validator
 
 from unicl_cli.core.class_groups import find_hierarchy_fault
-from unicl_cli.core.documents import MAX_BYTES, Document, check_document, explain_invalid, pause_gc
-from unicl_cli.core.files import read_regular
-from unicl_cli.core.json_text import parse_json
 from unicl_cli.core.prompts import NAMED
 from unicl_cli.errors import UniclError
+from unicl_cli.storage.documents import MAX_BYTES, Document, check_document, explain_invalid, pause_gc
+from unicl_cli.storage.files import read_regular
+from unicl_cli.storage.json_text import parse_json
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"

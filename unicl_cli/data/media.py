@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from unicl_cli.core.files import read_regular
 from unicl_cli.data.image_metadata import PNG
 from unicl_cli.data.pictures import open_image, upright_size
+from unicl_cli.storage.files import read_regular
 
 MAX_MEDIA_BYTES = 64_000_000
 """A row with a larger item of media is left out."""

@@ -14,9 +14,9 @@ from typing import NamedTuple, cast
 
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from unicl_cli.core.files import read_regular
 from unicl_cli.data.image_metadata import JPEG, PNG, without_metadata
 from unicl_cli.data.image_work import MeteredFile, TooCostlyError, check_headers, check_opened, is_short
+from unicl_cli.storage.files import read_regular
 
 MAX_PIXELS = 64_000_000
 """An image with more pixels is halved while it is read: 192 MB as RGB."""

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from unicl_cli.contracts import NO_LABEL
-from unicl_cli.core.remote import RangeFile, RemoteOutput, RemotePath
 from unicl_cli.data.corpus_format import KNOWN, LABELS, MEDIA, SCHEMA, schema_of
 from unicl_cli.data.manifest import repair_hint
 from unicl_cli.errors import UniclError
+from unicl_cli.storage.remote import RangeFile, RemoteOutput, RemotePath
 
 _NULLABLE = frozenset(("url", "phash"))
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError)

@@ -17,13 +17,13 @@ from tokenizers import Encoding, Regex, decoders, models, normalizers, pre_token
 from tokenizers import Tokenizer as Library
 from torch import Tensor
 
-from unicl_cli.core import hub
-from unicl_cli.core.files import read_regular
 from unicl_cli.core.foreign import explain_foreign
-from unicl_cli.core.json_text import parse_json
-from unicl_cli.core.streams import hold_stderr
 from unicl_cli.data.tokenizer_files import check_tokenizer
 from unicl_cli.errors import UniclError
+from unicl_cli.storage import hub
+from unicl_cli.storage.files import read_regular
+from unicl_cli.storage.json_text import parse_json
+from unicl_cli.storage.streams import hold_stderr
 
 START, END, PAD = "<start_of_text>", "<end_of_text>", "<pad>"
 ENDS = (END, "<|endoftext|>", "</s>", "[SEP]", "<eos>")

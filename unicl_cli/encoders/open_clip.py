@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from unicl_cli.contracts import Tuning
 from unicl_cli.core.foreign import explain_foreign
-from unicl_cli.core.hub import CONFIG, Source
 from unicl_cli.encoders.open_clip_config import check_config
 from unicl_cli.encoders.open_clip_frame import frame_of, three_numbers
 from unicl_cli.encoders.packing import Layout, attend, embed_tokens, end_states, layout_of, padded_layout
 from unicl_cli.encoders.pyramid import open_clip_pyramid
 from unicl_cli.encoders.split_attention import SplitAttention
 from unicl_cli.errors import UniclError
+from unicl_cli.storage.hub import CONFIG, Source
 from unicl_cli.tower_contracts import TowerTraits
 
 CANNOT_BUILD = "check its configuration, update open_clip and timm, or use another model"

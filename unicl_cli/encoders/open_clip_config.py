@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from unicl_cli.core.documents import Document, explain_invalid
 from unicl_cli.errors import UniclError
+from unicl_cli.storage.documents import Document, explain_invalid
 
 Side = Annotated[int, Field(ge=1, le=16_384)]
 Width = Annotated[int, Field(ge=1, le=65_536)]

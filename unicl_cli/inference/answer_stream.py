@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from unicl_cli.core.json_output import format_json
 from unicl_cli.errors import UniclError, csv_cell, escape_control
 from unicl_cli.inference.progress import progress
+from unicl_cli.storage.json_output import format_json
 
 Row = Mapping[str, Any]
 """The answer about an image: its ``path``, its ``error`` or None, and whatever the command says."""

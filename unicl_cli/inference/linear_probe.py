@@ -17,14 +17,14 @@ from torch.nn import functional as F
 from unicl_cli.contracts import ClassName
 from unicl_cli.core.checkpoint import find_non_finite
 from unicl_cli.core.class_groups import find_hierarchy_fault
-from unicl_cli.core.documents import Document
-from unicl_cli.core.files import write_output_data
-from unicl_cli.core.json_text import parse_json
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluator_contracts import FeaturePoint
 from unicl_cli.inference.encoder import Encoder
 from unicl_cli.inference.scorer import Scorer, full_precision, identity
 from unicl_cli.runs.documents import NamedClass
+from unicl_cli.storage.documents import Document
+from unicl_cli.storage.files import write_output_data
+from unicl_cli.storage.json_text import parse_json
 
 SCHEMA, SET_SCHEMA = "unicl/probe-weights/1", "unicl/probe-weights/2"
 """The schemas of a probe whose classes exclude each other, and of one with a sigmoid for each class (label sets)."""

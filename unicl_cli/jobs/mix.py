@@ -13,9 +13,8 @@ from torch import Tensor
 
 from unicl_cli.build.init import same_tokens, source_settings
 from unicl_cli.build.load import Loaded, copy_run_files, load_model, load_published
-from unicl_cli.core import checkpoint, checkpoint_files, hub
+from unicl_cli.core import checkpoint, checkpoint_files
 from unicl_cli.core.dist import barrier, rank
-from unicl_cli.core.files import write_atomic
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.errors import UniclError
 from unicl_cli.evaluate.tables import make_table
@@ -23,6 +22,8 @@ from unicl_cli.formats import label_figure, percent
 from unicl_cli.jobs.evaluate import measure_validation
 from unicl_cli.recipe.load import load
 from unicl_cli.runs.folder import META, MODEL_SCHEMA, RESOLVED, find_run
+from unicl_cli.storage import hub
+from unicl_cli.storage.files import write_atomic
 
 if TYPE_CHECKING:
     from unicl_cli.data.corpus import Corpus

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from unicl_cli.core import hub
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.mix import LABELS, select_rows
 from unicl_cli.errors import UniclError
@@ -17,6 +16,7 @@ from unicl_cli.recipe.load import load
 from unicl_cli.recipe.schema import Recipe, TrainData
 from unicl_cli.runs.documents import Meta, read_if_sound
 from unicl_cli.runs.folder import META, RESOLVED, find_run
+from unicl_cli.storage import hub
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unicl_cli.core.files import write_output
-from unicl_cli.core.json_output import format_json
 from unicl_cli.errors import csv_cell
+from unicl_cli.storage.files import write_output
+from unicl_cli.storage.json_output import format_json
 
 if TYPE_CHECKING:
     from unicl_cli.jobs.evaluators.kept import AnswerColumns

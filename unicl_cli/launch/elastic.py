@@ -18,12 +18,12 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousError, RendezvousTimeoutError
 
-from unicl_cli.core.files import make_folder
 from unicl_cli.errors import READER_GONE, Stopped, UniclError, write_line, write_note
 from unicl_cli.formats import count_of
 from unicl_cli.launch.nodes import MEET_SECONDS, open_rendezvous
 from unicl_cli.launch.plan import ECHOES, Launch
 from unicl_cli.launch.stopping import AT_ONCE, HANGUP, StopFlag, list_terminals, silence_lost_terminals, stop_signals
+from unicl_cli.storage.files import make_folder
 
 Untyped: Any = LocalElasticAgent  # its methods are decorated with what has no types
 MISTAKEN = 2

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from unicl_cli.core.files import write_output_data
 from unicl_cli.errors import UniclError, escape_control, is_quiet, write_line
+from unicl_cli.storage.files import write_output_data
 
 STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"

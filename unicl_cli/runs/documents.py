@@ -6,10 +6,10 @@ from typing import Annotated, Any, Self, TypeVar
 from pydantic import AfterValidator, Field, model_validator
 
 from unicl_cli.core.class_groups import find_hierarchy_fault
-from unicl_cli.core.documents import Document, Natural, StepCount, check_progress, read_document
-from unicl_cli.core.json_lines import Line
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe.schema import MAX_CONTEXT
+from unicl_cli.storage.documents import Document, Natural, StepCount, check_progress, read_document
+from unicl_cli.storage.json_lines import Line
 
 Shown = Annotated[float, Field(ge=0, le=1e12)] | None
 Name = Annotated[str, Field(min_length=1)]

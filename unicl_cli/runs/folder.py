@@ -6,13 +6,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-from unicl_cli.core import checkpoint_files, hub
-from unicl_cli.core.files import read_regular
-from unicl_cli.core.json_text import parse_json
-from unicl_cli.core.lock import names_holder
+from unicl_cli.core import checkpoint_files
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe.layers import RESOLVED
 from unicl_cli.recipe.load import load
+from unicl_cli.storage import hub
+from unicl_cli.storage.files import read_regular
+from unicl_cli.storage.json_text import parse_json
+from unicl_cli.storage.lock import names_holder
 
 RUNS = Path("runs")
 """The folder in which `unicl train` makes run directories."""

@@ -4,9 +4,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from unicl_cli.core import checkpoint_files, hub
+from unicl_cli.core import checkpoint_files
 from unicl_cli.data.manifest import MANIFEST, PLAN
 from unicl_cli.runs.folder import FILES, THRESHOLDS, is_checkpoint, is_marked, read_object
+from unicl_cli.storage import hub
 
 _CORPUS_FILES = frozenset((MANIFEST, PLAN, "holdout.json", "duplicates.json"))
 _CORPUS_FOLDERS = frozenset(("data", "parts", "rejects"))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from unicl_cli.core.checkpoint_files import list_folders
-from unicl_cli.core.lock import check_unused, is_lock
 from unicl_cli.data.manifest import MANIFEST, PLAN
 from unicl_cli.errors import UniclError
 from unicl_cli.problems import quote_value
@@ -18,6 +17,7 @@ from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.stages import stages_of
 from unicl_cli.recipe.text import compare_recipes, recipe_hash, result_keys
 from unicl_cli.runs.folder import CHECKPOINTS, FILES, FOLDERS, LOGS, META, RESOLVED, RUN_LOCK, is_marked
+from unicl_cli.storage.lock import check_unused, is_lock
 
 _WORKER_LOGS = re.compile(r"unicl_\w{8}")
 """The names of the folders in ``LOGS``, as torch elastic makes them."""

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from unicl_cli.core.checkpoint_files import MODEL, newest
-from unicl_cli.core.documents import Document, Plain, read_document
-from unicl_cli.core.files import write_atomic
-from unicl_cli.core.lock import check_unused, is_lock
 from unicl_cli.errors import UniclError
 from unicl_cli.problems import quote_value
 from unicl_cli.runs.folder import CHECKPOINTS, LOGS, RUN_LOCK, STATUS, read_object
+from unicl_cli.storage.documents import Document, Plain, read_document
+from unicl_cli.storage.files import write_atomic
+from unicl_cli.storage.lock import check_unused, is_lock
 
 SETTINGS = "settings.json"
 """Written when a training begins."""

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from unicl_cli.core.checkpoint_files import list_folders, step_of
-from unicl_cli.core.documents import read_document
-from unicl_cli.core.json_lines import Line, MetricLine, read_lines
 from unicl_cli.errors import UniclError
 from unicl_cli.runs.documents import Status, ValidationLine, drop_unset
 from unicl_cli.runs.folder import CHECKPOINTS, META, METRICS, RECIPE, RESOLVED, STATUS, VALIDATIONS
 from unicl_cli.runs.validations import best_of
+from unicl_cli.storage.documents import read_document
+from unicl_cli.storage.json_lines import Line, MetricLine, read_lines
 
 LOST_SECONDS = 120
 REWRITTEN = "run the unicl train command of this run again: it rewrites the file and continues"

@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from unicl_cli.core import hub
 from unicl_cli.core.checkpoint_files import fingerprint
-from unicl_cli.core.documents import Document, Natural, read_document
-from unicl_cli.core.files import write_output_data
-from unicl_cli.core.json_output import format_json
 from unicl_cli.errors import UniclError
 from unicl_cli.runs.folder import THRESHOLDS, choose_model, is_checkpoint, weights_file
+from unicl_cli.storage import hub
+from unicl_cli.storage.documents import Document, Natural, read_document
+from unicl_cli.storage.files import write_output_data
+from unicl_cli.storage.json_output import format_json
 
 SCHEMA = "unicl/thresholds/1"
 HINT = "fit them again: unicl eval MODEL --fit-thresholds"

@@ -9,14 +9,14 @@ from torch import nn
 
 from unicl_cli.core import checkpoint, checkpoint_files
 from unicl_cli.core.dist import barrier, rank, world_size
-from unicl_cli.core.files import remove_leftovers
-from unicl_cli.core.lock import lock_folder
 from unicl_cli.core.loop import Plan, fit
 from unicl_cli.core.sinks import ConsoleSink, JsonlSink, Sinks, StatusSink
 from unicl_cli.errors import Stopped, UniclError, is_quiet
 from unicl_cli.launch.stopping import StopFlag
 from unicl_cli.runs.folder import CHECKPOINTS, METRICS, RUN_LOCK, STATUS
 from unicl_cli.runs.settings_file import OTHER_RUN, write_settings
+from unicl_cli.storage.files import remove_leftovers
+from unicl_cli.storage.lock import lock_folder
 
 Batches = Callable[[int], Iterator[tuple[int, Any]]]
 

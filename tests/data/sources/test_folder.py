@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from unicl_cli.core import spool
 from unicl_cli.data.sources.folder_layout import find_layout
 from unicl_cli.data.sources.resolve import open_source
 from unicl_cli.errors import UniclError
+from unicl_cli.storage import spool
 
 
 def png():

@@ -13,11 +13,11 @@ from scenes import draw_scene
 from toys import prepared, put
 
 from unicl_cli.cli import main
-from unicl_cli.core import lock
-from unicl_cli.core.holder import STALE_SECONDS, Holder, describe_self
-from unicl_cli.core.remote import RemoteOutput, RemotePath, output_of
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.errors import UniclError
+from unicl_cli.storage import lock
+from unicl_cli.storage.holder import STALE_SECONDS, Holder, describe_self
+from unicl_cli.storage.remote import RemoteOutput, RemotePath, output_of
 
 OUT, CORPUS, LOCK = "store://bucket/x/c", "bucket/x/c", "bucket/x/c/.lock"
 ELSEWHERE = Holder(7, "node3", "00000000-0000-00000001")
@@ -264,7 +264,7 @@ def test_a_full_folder_for_temporary_files_is_named(capsys, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("unicl_cli.core.files._nameless_file", fail)
+    monkeypatch.setattr("unicl_cli.storage.files._nameless_file", fail)
     monkeypatch.setattr(lock, "show_life", lambda path, me: tempfile.TemporaryDirectory())
     monkeypatch.setattr(lock, "_check_alone", lambda *args: None)
     assert main(["prepare", *SMALL, "-o", OUT]) == 2

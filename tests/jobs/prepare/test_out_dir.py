@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from unicl_cli.cli import main
-from unicl_cli.core.files import temporary_name
 from unicl_cli.jobs.prepare.lock import remove_unfinished
+from unicl_cli.storage.files import temporary_name
 
 OLD = Path(__file__).parents[2] / "fixtures" / "before-rooms" / "old-corpus"
 SOURCE = ("prepare", "--labels", "digits?limit=30", "--holdout", "0", "-q", "-o")

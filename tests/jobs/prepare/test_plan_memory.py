@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 
 from unicl_cli.contracts import NO_LABEL, Row
-from unicl_cli.core import buckets, spool
-from unicl_cli.core.derived import Derived
 from unicl_cli.core.sampler import Permutation
 from unicl_cli.data.pictures import Extent
 from unicl_cli.data.sources.lists.lines import URL_FAULT
@@ -19,6 +17,8 @@ from unicl_cli.jobs.prepare.plan import _describe_row, make_plan
 from unicl_cli.jobs.prepare.request import PrepareOptions
 from unicl_cli.jobs.prepare.row_checks import check_keys
 from unicl_cli.jobs.prepare.rows import Adoption, Rows, SplitRows
+from unicl_cli.storage import buckets, spool
+from unicl_cli.storage.derived import Derived
 
 LINE = "a caption of some length, as they are on the web, number {n}\thttp://host{n}.example/photos/{n:08d}.jpg\n"
 

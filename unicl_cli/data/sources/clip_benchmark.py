@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
-from unicl_cli.core.files import read_regular
 from unicl_cli.data.pictures import Extent, read_extent
 from unicl_cli.data.sources.catalogue import has_shards
 from unicl_cli.data.sources.row_spool import spool_rows
@@ -15,6 +14,7 @@ from unicl_cli.data.sources.splits import split_of
 from unicl_cli.data.sources.tar_members import iter_members
 from unicl_cli.data.wordnet import names_of_synset, synsets
 from unicl_cli.errors import UniclError
+from unicl_cli.storage.files import read_regular
 
 COUNT, NAMES, TEMPLATES, TYPE = (
     "nshards.txt",

@@ -10,9 +10,6 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
-from unicl_cli.core.buckets import CHUNK, Buckets
-from unicl_cli.core.spool import Spool
-from unicl_cli.core.text_hashes import find_repeated, hash_text, hash_texts, is_among
 from unicl_cli.data.class_entry import NameList
 from unicl_cli.data.class_numbers import LabelledClasses, read_names
 from unicl_cli.data.media import MAPS
@@ -34,6 +31,9 @@ from unicl_cli.data.sources.row_spool import spool_rows
 from unicl_cli.data.sources.splits import ORDER, split_of
 from unicl_cli.data.sources.text_file import UTF8, read_text
 from unicl_cli.errors import Remark, UniclError
+from unicl_cli.storage.buckets import CHUNK, Buckets
+from unicl_cli.storage.spool import Spool
+from unicl_cli.storage.text_hashes import find_repeated, hash_text, hash_texts, is_among
 
 MAX_CAPTIONS = 1_000_000
 """The most bytes of the captions beside an image."""

@@ -7,11 +7,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from unicl_cli.core.spool import Spool
 from unicl_cli.data.pictures import SUFFIXES, has_image_signature
 from unicl_cli.data.sources.lists.files import SURE_LISTS
 from unicl_cli.data.sources.media_files import split_name
 from unicl_cli.errors import UniclError, did_you_mean
+from unicl_cli.storage.spool import Spool
 
 ARCHIVES = (".tar", ".gz", ".tgz", ".zip")
 _TEXTS = frozenset((".txt", ".json", ".xml", ".md", ".yaml", ".yml", ".html", ".log", *SURE_LISTS, *ARCHIVES))

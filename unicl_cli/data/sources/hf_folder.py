@@ -9,10 +9,10 @@ from typing import Any, cast
 
 import yaml
 
-from unicl_cli.core.files import read_regular
-from unicl_cli.core.json_text import parse_json
 from unicl_cli.data.pictures import SUFFIXES
 from unicl_cli.errors import UniclError
+from unicl_cli.storage.files import read_regular
+from unicl_cli.storage.json_text import parse_json
 
 MAX_STATE = 64_000_000
 """Limit for the JSON files of a saved data set and for a README, in bytes; one of 10,000 files has 0.6 MB."""

@@ -9,10 +9,10 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unicl_cli.core.files import write_atomic
 from unicl_cli.data.sources.folder_names import list_some
 from unicl_cli.data.sources.hub import datasets_cache
 from unicl_cli.data.sources.lists.parquet_reader import ParquetImages, iter_batches, open_parquet
+from unicl_cli.storage.files import write_atomic
 
 SUFFIX = ".parquet"
 _OPEN_FILES = 16

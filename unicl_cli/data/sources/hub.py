@@ -4,9 +4,9 @@ import os
 import re
 from pathlib import Path
 
-from unicl_cli.core import hub
 from unicl_cli.errors import UniclError
 from unicl_cli.formats import byte_size
+from unicl_cli.storage import hub
 
 HUB = "hf:"
 """Start of a SRC on the hub."""

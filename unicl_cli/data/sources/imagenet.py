@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
-from unicl_cli.core.spool import Spool
 from unicl_cli.data.pictures import Extent, read_extent
 from unicl_cli.data.sources import catalogue
 from unicl_cli.data.sources.data_dirs import check_md5, find_file
@@ -19,6 +18,7 @@ from unicl_cli.data.sources.tar_members import iter_members
 from unicl_cli.data.wordnet import lemmas, names_of_synset, synsets
 from unicl_cli.errors import Remark, UniclError
 from unicl_cli.formats import count_of
+from unicl_cli.storage.spool import Spool
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 FALL11, WINTER21 = "fall11_whole.tar", "winter21_whole.tar"

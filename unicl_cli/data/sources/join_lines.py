@@ -8,15 +8,15 @@ from typing import NamedTuple
 import numpy as np
 
 from unicl_cli.contracts import NO_LABEL, Row
-from unicl_cli.core.buckets import Buckets
 from unicl_cli.core.sampler import scramble
-from unicl_cli.core.spool import Spool
-from unicl_cli.core.text_hashes import count_distinct, group_equal, hash_texts
 from unicl_cli.data.sources.lists.cells import is_web_url, key_of_url
 from unicl_cli.data.sources.lists.list_classes import ListClasses
 from unicl_cli.data.sources.lists.record import LabelSet, Line
 from unicl_cli.data.sources.row_spool import spool_rows
 from unicl_cli.errors import Remark, UniclError
+from unicl_cli.storage.buckets import Buckets
+from unicl_cli.storage.spool import Spool
+from unicl_cli.storage.text_hashes import count_distinct, group_equal, hash_texts
 
 NAMED = 10
 """Images with several labels that an error names."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unicl_cli.contracts import NO_LABEL, ClassName, DatasetSource, Row
-from unicl_cli.core.derived import Derived
 from unicl_cli.data.pictures import Extent
 from unicl_cli.data.sources.catalogue import ALL, Dataset
 from unicl_cli.data.sources.data_dirs import check_md5
@@ -16,6 +15,7 @@ from unicl_cli.data.sources.lists.record import BAD_LINE
 from unicl_cli.data.sources.splits import ORDER
 from unicl_cli.errors import Remark
 from unicl_cli.formats import count_of
+from unicl_cli.storage.derived import Derived
 
 if TYPE_CHECKING:
     from unicl_cli.data.sources.table import Table

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from unicl_cli.contracts import Row
-from unicl_cli.core.spool import Spool
+from unicl_cli.storage.spool import Spool
 
 
 def spool_rows(rows: Iterable[Row] = ()) -> Spool[Row]:

@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from unicl_cli.core.files import open_regular, read_regular
 from unicl_cli.errors import UniclError
+from unicl_cli.storage.files import open_regular, read_regular
 
 UTF8 = "utf-8"
 MAX_LINE = 16_000_000

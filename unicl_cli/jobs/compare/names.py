@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from string import ascii_uppercase
 
-from unicl_cli.core import hub
+from unicl_cli.storage import hub
 
 MOST = len(ascii_uppercase)
 """Models that can be compared at once."""

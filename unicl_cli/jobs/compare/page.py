@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from unicl_cli.core.json_output import format_json
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.formats import interval, percent
 from unicl_cli.jobs.compare.compare import Comparison
@@ -25,6 +24,7 @@ from unicl_cli.jobs.compare.tables import (
 from unicl_cli.jobs.evaluation_page import SIDE, RowImages
 from unicl_cli.pages import html
 from unicl_cli.pages.html import Html, section, tag
+from unicl_cli.storage.json_output import format_json
 
 if TYPE_CHECKING:
     from unicl_cli.jobs.evaluators.kept import AnswerColumns

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unicl_cli.core import hub
 from unicl_cli.errors import UniclError
 from unicl_cli.recipe.load import load
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.text import compare_recipes, result_keys
 from unicl_cli.runs.folder import RESOLVED, find_run
+from unicl_cli.storage import hub
 
 LABELS = ("name",)
 """Keys that name a run and change nothing in it."""

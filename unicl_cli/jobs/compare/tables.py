@@ -8,10 +8,10 @@ from typing import Any
 
 from rich.table import Table
 
-from unicl_cli.core.json_output import format_json
 from unicl_cli.evaluate.tables import count_classes, make_table
 from unicl_cli.formats import interval, percent
 from unicl_cli.jobs.compare.names import letters, short_names
+from unicl_cli.storage.json_output import format_json
 
 NAMES = {
     "top1": "top-1",

@@ -16,10 +16,6 @@ import pyarrow as pa
 
 from unicl_cli import __version__
 from unicl_cli.core.class_groups import groups_of
-from unicl_cli.core.documents import Document, read_document
-from unicl_cli.core.files import discard, remove_leftovers, replace_durably, temporary_beside, write_atomic
-from unicl_cli.core.json_output import format_json
-from unicl_cli.core.lock import check_unused, lock_folder
 from unicl_cli.core.prompts import load_templates
 from unicl_cli.data.corpus import Corpus, open_corpus
 from unicl_cli.errors import Stopped, UniclError, did_you_mean
@@ -29,6 +25,10 @@ from unicl_cli.jobs.export_corpus.plan import ExportPlan, Format, Piece, Written
 from unicl_cli.jobs.export_corpus.samples import Wording
 from unicl_cli.jobs.export_corpus.webdataset import WebDatasetFormat
 from unicl_cli.jobs.prepare.progress import Progress, note
+from unicl_cli.storage.documents import Document, read_document
+from unicl_cli.storage.files import discard, remove_leftovers, replace_durably, temporary_beside, write_atomic
+from unicl_cli.storage.json_output import format_json
+from unicl_cli.storage.lock import check_unused, lock_folder
 
 SCHEMA = "unicl/export-corpus/1"
 DONE = "export.json"

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Literal, NamedTuple, Protocol
 
-from unicl_cli.core.documents import Document, Natural
 from unicl_cli.data.corpus import Corpus
 from unicl_cli.data.manifest import Shard
 from unicl_cli.data.shard_checks import ShardRules, open_shard, read_group
+from unicl_cli.storage.documents import Document, Natural
 
 
 class ExportPlan(Document):

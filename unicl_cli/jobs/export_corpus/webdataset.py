@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from unicl_cli.core.json_output import format_json
 from unicl_cli.data.corpus import Corpus
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.export_corpus.plan import Piece, Span, Written
 from unicl_cli.jobs.export_corpus.samples import Wording, members_of
+from unicl_cli.storage.json_output import format_json
 
 WORKERS = 4
 """The loader workers of each process that open_clip starts by default; it wants a tar for each."""

@@ -13,7 +13,6 @@ from torch import Tensor, zeros
 from unicl_cli.build.corpora import check_corpora
 from unicl_cli.build.data import TrainingData, build_data
 from unicl_cli.contracts import NO_KEY, NO_TEXT, Drawn
-from unicl_cli.core.json_output import format_json
 from unicl_cli.data.class_mentions import ClassNameFinder, distinct_pairs, split_words
 from unicl_cli.data.collate import collate
 from unicl_cli.data.corpus import Corpus
@@ -23,6 +22,7 @@ from unicl_cli.errors import UniclError
 from unicl_cli.jobs.inspect.batch_target import BatchTarget, build_unicl, incidence_of
 from unicl_cli.recipe.load import load_text
 from unicl_cli.recipe.schema import Recipe
+from unicl_cli.storage.json_output import format_json
 
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]

@@ -13,9 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unicl_cli.contracts import NO_LABEL, ClassName
-from unicl_cli.core.documents import Document
-from unicl_cli.core.files import open_regular
-from unicl_cli.core.json_text import parse_json
 from unicl_cli.data.corpus import Corpus
 from unicl_cli.data.media import count_missing
 from unicl_cli.errors import UniclError, did_you_mean
@@ -26,6 +23,9 @@ from unicl_cli.jobs.inspect.concepts import count_concepts, count_labels, count_
 from unicl_cli.jobs.inspect.label_sets import set_facts
 from unicl_cli.jobs.inspect.lengths import caption_facts
 from unicl_cli.jobs.inspect.scan import CorpusScan, GroupTally, scan_corpus
+from unicl_cli.storage.documents import Document
+from unicl_cli.storage.files import open_regular
+from unicl_cli.storage.json_text import parse_json
 
 Ints = NDArray[np.int64]
 SHARES = {"min": 0.0, "p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}

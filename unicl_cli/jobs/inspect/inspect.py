@@ -9,7 +9,6 @@ from shlex import quote
 from typing import Any, NamedTuple
 
 from unicl_cli.core.checkpoint_files import MODEL, TRAINER, newest
-from unicl_cli.core.remote import RemotePath, place_of
 from unicl_cli.data.corpus import Corpus, open_corpus
 from unicl_cli.data.manifest import MANIFEST, PLAN
 from unicl_cli.errors import UniclError
@@ -29,6 +28,7 @@ from unicl_cli.recipe.schema import Recipe
 from unicl_cli.runs.folder import RESOLVED
 from unicl_cli.runs.plugins import load_run_recipe
 from unicl_cli.runs.status import is_run
+from unicl_cli.storage.remote import RemotePath, place_of
 
 DEFAULT_BATCH = 256
 """Rows of a batch of a corpus, unless --batch-size is given."""

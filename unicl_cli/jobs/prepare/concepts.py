@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unicl_cli.contracts import ClassName, Row
-from unicl_cli.core.derived import Derived
-from unicl_cli.core.text_hashes import hash_text
 from unicl_cli.data.class_mentions import ClassNameFinder, split_text
 from unicl_cli.data.sources.text_file import read_strict_lines
 from unicl_cli.errors import Remark, UniclError
 from unicl_cli.formats import count_of
 from unicl_cli.jobs.prepare.holdout import TRAIN, ReadSource
 from unicl_cli.jobs.prepare.request import PrepareOptions
+from unicl_cli.storage.derived import Derived
+from unicl_cli.storage.text_hashes import hash_text
 
 MOST_QUERIES = 10_000_000
 Concepts = Callable[[ReadSource, Row], Iterable[int]]

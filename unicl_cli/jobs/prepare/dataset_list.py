@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from unicl_cli.core.json_output import print_json
 from unicl_cli.data.sources.catalogue import SHARDS_HUB, Dataset, known_datasets
 from unicl_cli.errors import UniclError, print_line
 from unicl_cli.pages.text import align_columns, terminal_width
+from unicl_cli.storage.json_output import print_json
 
 WIDTH = 80
 """Columns of the table where standard output is not a terminal."""

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from unicl_cli.contracts import Row
-from unicl_cli.core.documents import Document, read_document
-from unicl_cli.core.files import write_atomic
 from unicl_cli.data import text
 from unicl_cli.data.manifest import DuplicateFacts, NearFacts
 from unicl_cli.data.shard_checks import ShardRules, read_columns
@@ -29,6 +27,8 @@ from unicl_cli.jobs.prepare.scopes import (
 )
 from unicl_cli.jobs.prepare.shards import json_bytes
 from unicl_cli.jobs.prepare.units import Unit
+from unicl_cli.storage.documents import Document, read_document
+from unicl_cli.storage.files import write_atomic
 
 FILE = "duplicates.json"
 _EXAMPLES = 5

@@ -10,9 +10,7 @@ from math import sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unicl_cli.core.json_output import print_json
 from unicl_cli.core.machine import cores
-from unicl_cli.core.remote import RemotePath
 from unicl_cli.data.manifest import PLAN
 from unicl_cli.data.pictures import MAX_PIXELS
 from unicl_cli.errors import Remark, UniclError, print_line
@@ -30,6 +28,8 @@ from unicl_cli.jobs.prepare.signatures import bytes_per_row
 from unicl_cli.jobs.prepare.staged import measure_staged
 from unicl_cli.jobs.prepare.units import Unit
 from unicl_cli.pages.text import align_columns
+from unicl_cli.storage.json_output import print_json
+from unicl_cli.storage.remote import RemotePath
 
 SAMPLE = 128
 """Rows of each source and split to read and decode."""

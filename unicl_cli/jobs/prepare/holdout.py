@@ -17,8 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unicl_cli.contracts import NO_LABEL, DatasetSource, Row
-from unicl_cli.core.documents import Document, read_document
-from unicl_cli.core.files import write_atomic
 from unicl_cli.data.manifest import Count, Name
 from unicl_cli.errors import Remark, UniclError
 from unicl_cli.jobs.prepare.even_choice import Integers, Order, choose_evenly
@@ -26,6 +24,8 @@ from unicl_cli.jobs.prepare.image_groups import RowList, number_images
 from unicl_cli.jobs.prepare.request import PrepareOptions
 from unicl_cli.jobs.prepare.rows import Adoption, Numbers, SplitRows
 from unicl_cli.jobs.prepare.shards import json_bytes
+from unicl_cli.storage.documents import Document, read_document
+from unicl_cli.storage.files import write_atomic
 
 FILE = "holdout.json"
 MOST_BYTES = 2_000_000_000

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unicl_cli.contracts import DatasetSource, Row
-from unicl_cli.core.buckets import CHUNK, HASHES, Buckets, Words, mark_first
 from unicl_cli.core.sampler import scramble
-from unicl_cli.core.text_hashes import count_distinct
 from unicl_cli.data.pictures import Extent
 from unicl_cli.jobs.prepare.download import url_of
 from unicl_cli.jobs.prepare.progress import Progress
+from unicl_cli.storage.buckets import CHUNK, HASHES, Buckets, Words, mark_first
+from unicl_cli.storage.text_hashes import count_distinct
 
 UNREADABLE = -1
 _UNKNOWN = 0

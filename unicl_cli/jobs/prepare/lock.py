@@ -12,10 +12,10 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from unicl_cli.core.files import remove_leftovers
-from unicl_cli.core.lock import lock_folder
-from unicl_cli.core.remote import RemotePath
 from unicl_cli.errors import Stopped, UniclError, write_line
+from unicl_cli.storage.files import remove_leftovers
+from unicl_cli.storage.lock import lock_folder
+from unicl_cli.storage.remote import RemotePath
 
 LOCK = ".lock"
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))

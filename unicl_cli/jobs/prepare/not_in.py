@@ -13,8 +13,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from unicl_cli.core.files import open_copy, replace_durably, temporary_beside
-from unicl_cli.core.remote import place_of
 from unicl_cli.data.corpus import Corpus, RowTable, open_corpus
 from unicl_cli.data.manifest import NotIn
 from unicl_cli.data.near_images import (
@@ -31,6 +29,8 @@ from unicl_cli.data.sources.resolve import split_options
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.jobs.prepare.download import map_ahead
 from unicl_cli.jobs.prepare.progress import Progress
+from unicl_cli.storage.files import open_copy, replace_durably, temporary_beside
+from unicl_cli.storage.remote import place_of
 
 FILE = "not_in.arrow"
 """The index, beside `plan.json` while shards are written."""

@@ -6,15 +6,15 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from unicl_cli.core.documents import Document, read_document
-from unicl_cli.core.files import list_names
-from unicl_cli.core.remote import RemotePath
 from unicl_cli.data.corpus import READERS, find_damage
 from unicl_cli.data.manifest import Count, Kind, Positive, SetSize, Sha256, ShardPath
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.prepare.download import map_ahead
 from unicl_cli.jobs.prepare.shards import MOST_WORDS
 from unicl_cli.jobs.prepare.units import PARTS, Unit
+from unicl_cli.storage.documents import Document, read_document
+from unicl_cli.storage.files import list_names
+from unicl_cli.storage.remote import RemotePath
 
 MAX_MARKER = 16_000_000
 """The largest marker in bytes: 8,192 rows with a class each have less than 1 MB."""

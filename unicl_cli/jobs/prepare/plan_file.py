@@ -9,9 +9,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from unicl_cli.core.documents import Document, check_document, read_document
-from unicl_cli.core.files import is_leftover, write_atomic
-from unicl_cli.core.lock import check_unused, is_lock
 from unicl_cli.data.manifest import (
     MANIFEST,
     PLAN,
@@ -30,6 +27,9 @@ from unicl_cli.jobs.prepare.lock import LOCK
 from unicl_cli.jobs.prepare.plan import CorpusPlan
 from unicl_cli.jobs.prepare.shards import json_bytes
 from unicl_cli.jobs.prepare.units import MAX_GROUP_ROWS, MAX_UNIT_ROWS, Unit, cut_into_units
+from unicl_cli.storage.documents import Document, check_document, read_document
+from unicl_cli.storage.files import is_leftover, write_atomic
+from unicl_cli.storage.lock import check_unused, is_lock
 
 HASHED = ("classes",)
 """Fields of a plan that are a hash, which says nothing to people."""

@@ -6,8 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unicl_cli.core.documents import check_document
-from unicl_cli.core.files import write_atomic
 from unicl_cli.data.manifest import MANIFEST, PLAN, EqualImages, Manifest, read_manifest, repair_hint
 from unicl_cli.errors import Stopped, UniclError
 from unicl_cli.jobs.prepare import duplicates, holdout, not_in, signatures
@@ -26,6 +24,8 @@ from unicl_cli.jobs.prepare.request import PrepareRequest
 from unicl_cli.jobs.prepare.retry import add_retries, drop_overtaken, passing_reasons
 from unicl_cli.jobs.prepare.shards import json_bytes, write_unit
 from unicl_cli.jobs.prepare.units import Unit
+from unicl_cli.storage.documents import check_document
+from unicl_cli.storage.files import write_atomic
 
 
 class Preparation(NamedTuple):

@@ -5,10 +5,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unicl_cli.core.documents import MAX_BYTES
-from unicl_cli.core.files import read_regular
-from unicl_cli.core.json_output import format_json
-from unicl_cli.core.json_text import parse_json
+from unicl_cli.storage.documents import MAX_BYTES
+from unicl_cli.storage.files import read_regular
+from unicl_cli.storage.json_output import format_json
+from unicl_cli.storage.json_text import parse_json
 
 
 class Rejected(NamedTuple):

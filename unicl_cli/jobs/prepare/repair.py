@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unicl_cli.core.json_output import print_json
 from unicl_cli.data.manifest import MANIFEST, read_manifest, repair_hint
 from unicl_cli.errors import UniclError, print_line
 from unicl_cli.formats import byte_size, count_of
@@ -16,6 +15,7 @@ from unicl_cli.jobs.prepare.prepare import prepare
 from unicl_cli.jobs.prepare.progress import Progress, note
 from unicl_cli.jobs.prepare.request import PrepareOptions, PrepareRequest
 from unicl_cli.jobs.prepare.verify import UNFINISHED, Finding, VerifyResult, Written, check_shards, survey
+from unicl_cli.storage.json_output import print_json
 
 
 def run_verify(out: Path, *, as_json: bool) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unicl_cli.core.json_output import print_json
 from unicl_cli.data.manifest import Manifest, NearFacts, NotIn, describe_survival
 from unicl_cli.data.media import count_missing
 from unicl_cli.data.near_images import MOST_COMPARED
@@ -18,6 +17,7 @@ from unicl_cli.jobs.prepare.plan import CorpusPlan
 from unicl_cli.jobs.prepare.set_report import count_set_sizes, describe_sets, describe_sizes, format_sets
 from unicl_cli.jobs.prepare.shards import media_of
 from unicl_cli.pages.text import align_columns, shorten, terminal_width
+from unicl_cli.storage.json_output import print_json
 
 _HEADER = ("source", "kind", "split", "rows", "left out", "size", "classes", "short side")
 SOURCE_COLUMNS = 16

@@ -6,7 +6,6 @@ What comes back goes into new shards at the end, so that no shard changes and no
 from collections.abc import Sequence
 from pathlib import Path
 
-from unicl_cli.core.files import write_atomic
 from unicl_cli.data.fetch import RETRIED
 from unicl_cli.data.manifest import PLAN
 from unicl_cli.formats import count_of
@@ -19,6 +18,7 @@ from unicl_cli.jobs.prepare.prepared_row import Rejected
 from unicl_cli.jobs.prepare.progress import note
 from unicl_cli.jobs.prepare.shards import json_bytes
 from unicl_cli.jobs.prepare.staged import NOT_COMPARED
+from unicl_cli.storage.files import write_atomic
 
 
 def passing_reasons(downloads: Downloads) -> frozenset[str]:

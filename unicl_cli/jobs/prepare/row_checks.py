@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from unicl_cli.contracts import NO_LABEL, ClassName, Row
-from unicl_cli.core.buckets import CHUNK, Buckets
-from unicl_cli.core.text_hashes import find_repeated, hash_text, hash_texts, is_among
 from unicl_cli.data.manifest import is_plain_name
 from unicl_cli.data.sources.resolve import SourceSpec
 from unicl_cli.errors import UniclError
+from unicl_cli.storage.buckets import CHUNK, Buckets
+from unicl_cli.storage.text_hashes import find_repeated, hash_text, hash_texts, is_among
 
 MOST_LABELS = 1000
 """The most labels of a row."""

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unicl_cli.core.files import open_copy
 from unicl_cli.data.near_images import THUMB_BYTES, find_nearly_equal
 from unicl_cli.jobs.prepare.units import Unit
+from unicl_cli.storage.files import open_copy
 
 SIGNATURE = np.dtype([("hash", "<u8"), ("thumb", "u1", (THUMB_BYTES,)), ("state", "u1")])
 """The signature of an image in a file: its difference hash and thumbnail, and COMPARABLE, FLAT_IMAGE or 0."""

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 
 from unicl_cli import __version__
 from unicl_cli.contracts import DatasetSource, Row
-from unicl_cli.core.files import replace_durably, temporary_beside, write_atomic
 from unicl_cli.data import text
 from unicl_cli.data.corpus_format import KNOWN, LABELS, MEDIA, schema_of
 from unicl_cli.data.fetch import FetchError
@@ -26,6 +25,7 @@ from unicl_cli.jobs.prepare.not_in import SAME, Known, open_index
 from unicl_cli.jobs.prepare.prepared_row import PreparedRow, Rejected
 from unicl_cli.jobs.prepare.staged import ComparedRows, read_staged
 from unicl_cli.jobs.prepare.units import Work
+from unicl_cli.storage.files import replace_durably, temporary_beside, write_atomic
 
 THREADS = 4
 CHUNK = 64

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 
 from unicl_cli.contracts import NO_LABEL, ClassName
 from unicl_cli.core.class_groups import label_sets_of
-from unicl_cli.core.files import open_copy
 from unicl_cli.data.corpus import find_damage
 from unicl_cli.data.corpus_format import KNOWN, LABELS, MEDIA, SCHEMA
 from unicl_cli.data.manifest import MANIFEST, PLAN, SETS_VERSION, Manifest, Shard, read_manifest
@@ -23,6 +22,7 @@ from unicl_cli.jobs.prepare import duplicates
 from unicl_cli.jobs.prepare.manifest import find_contradictions
 from unicl_cli.jobs.prepare.parts import PartMarker, read_marker
 from unicl_cli.jobs.prepare.plan_file import PlanFile, read_plan
+from unicl_cli.storage.files import open_copy
 
 SAMPLE = 8
 """Images to decode in each shard; all were decoded when they were written."""

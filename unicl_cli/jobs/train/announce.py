@@ -4,12 +4,12 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from unicl_cli.core.remote import place_of
 from unicl_cli.data.manifest import Manifest, read_manifest
 from unicl_cli.formats import RAW, format_duration, format_figure, label_figure
 from unicl_cli.recipe.schema import Eval, Recipe
 from unicl_cli.runs.status import read_validations
 from unicl_cli.runs.validations import best_step, group_rows
+from unicl_cli.storage.remote import place_of
 
 
 def opening_lines(recipe: Recipe, run: Path) -> list[str]:

@@ -14,7 +14,6 @@ from unicl_cli.contracts import Batch
 from unicl_cli.core import checkpoint, checkpoint_files
 from unicl_cli.core.dist import any_rank, barrier, largest_over_ranks, rank, sum_over_ranks, world_size
 from unicl_cli.core.ema import Average
-from unicl_cli.core.files import write_atomic
 from unicl_cli.core.guard import HINT, Diverged, DivergenceGuard
 from unicl_cli.core.loop import has_finite_loss
 from unicl_cli.core.saver import Saver
@@ -24,6 +23,7 @@ from unicl_cli.jobs.train.facts import read_training_facts
 from unicl_cli.jobs.train.setup import Parts, load_state, versions
 from unicl_cli.recipe.text import recipe_hash
 from unicl_cli.runs.folder import CHECKPOINTS, CRASH, META, MODEL_SCHEMA
+from unicl_cli.storage.files import write_atomic
 
 
 class Rollback(Exception):  # noqa: N818 - not an error: the loop is left, and begins again from an earlier step

@@ -26,7 +26,6 @@ from unicl_cli.build.init import adopted_tokenizer
 from unicl_cli.build.media import check_media, check_rows
 from unicl_cli.build.model import add_adapters, build_step
 from unicl_cli.build.optimizer import recipe_warnings
-from unicl_cli.core.json_output import print_json
 from unicl_cli.core.loop import Step
 from unicl_cli.core.machine import machine_memory
 from unicl_cli.data.tokenizers import TextTokenizer
@@ -51,6 +50,7 @@ from unicl_cli.recipe.load import check_shares
 from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.stages import stages_of
 from unicl_cli.recipe.text import dump
+from unicl_cli.storage.json_output import print_json
 from unicl_cli.tower_contracts import Tokenizer
 
 BYTES = ("checkpoint_bytes", "memory")

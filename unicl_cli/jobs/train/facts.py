@@ -6,9 +6,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from unicl_cli.core.checkpoint_files import CheckpointFacts, read_facts
-from unicl_cli.core.documents import Document, Natural, StepCount
 from unicl_cli.core.guard import GuardState
 from unicl_cli.errors import UniclError
+from unicl_cli.storage.documents import Document, Natural, StepCount
 
 NEEDED = {"offset", "best", "tokens", "guard", "scaler", "threads", "corpora"}
 """State without which a training cannot continue as if it had never stopped."""

@@ -21,7 +21,6 @@ from unicl_cli.build.workers import worker_warnings
 from unicl_cli.core import checkpoint, checkpoint_files
 from unicl_cli.core.dist import bare, rank, sum_over_ranks, world_size
 from unicl_cli.core.ema import Average
-from unicl_cli.core.files import write_atomic
 from unicl_cli.core.loop import Step, freeze_unreached
 from unicl_cli.core.machine import cores
 from unicl_cli.data.corpus import open_corpus
@@ -42,6 +41,7 @@ from unicl_cli.recipe.schema import Recipe
 from unicl_cli.recipe.text import dump, recipe_hash
 from unicl_cli.runs.folder import CHECKPOINTS, CLASSES, RESOLVED, TOKENIZER, run_of
 from unicl_cli.runs.place import find_differences, format_differences
+from unicl_cli.storage.files import write_atomic
 from unicl_cli.tower_contracts import Tokenizer
 
 THREADS_PER_CORE = 16

@@ -15,8 +15,6 @@ from torch import nn
 from unicl_cli.build.optimizer import build_optimizer
 from unicl_cli.core.dist import any_rank, bare, barrier, rank, shard, sum_over_ranks, world_size
 from unicl_cli.core.ema import Average
-from unicl_cli.core.files import remove_leftovers, write_atomic
-from unicl_cli.core.lock import lock_folder
 from unicl_cli.core.loop import Step
 from unicl_cli.core.switches import align_conv_weights, compile_units
 from unicl_cli.core.trackers import check_installed
@@ -39,6 +37,8 @@ from unicl_cli.recipe.stages import stages_of
 from unicl_cli.runs.folder import CHECKPOINTS, ENVIRONMENT, META, OVERRIDES, RECIPE, RUN_LOCK
 from unicl_cli.runs.place import check_run_dir
 from unicl_cli.runs.plugins import list_plugins
+from unicl_cli.storage.files import remove_leftovers, write_atomic
+from unicl_cli.storage.lock import lock_folder
 
 
 class TrainRequest(NamedTuple):

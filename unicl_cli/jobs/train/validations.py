@@ -8,8 +8,6 @@ from typing import Any, cast
 from unicl_cli.build.load import Loaded, transform_of
 from unicl_cli.core.dist import any_rank, bare, rank
 from unicl_cli.core.ema import Average
-from unicl_cli.core.files import write_atomic
-from unicl_cli.core.json_lines import read_lines
 from unicl_cli.core.loop import Step
 from unicl_cli.core.sinks import explain_write_errors
 from unicl_cli.data.corpus import open_corpus
@@ -22,6 +20,8 @@ from unicl_cli.recipe.schema import Recipe
 from unicl_cli.runs.documents import ValidationLine
 from unicl_cli.runs.folder import VALIDATIONS
 from unicl_cli.runs.validations import Entry, best_step, is_of, main_entry, name_entries
+from unicl_cli.storage.files import write_atomic
+from unicl_cli.storage.json_lines import read_lines
 from unicl_cli.tower_contracts import Tokenizer
 
 AVERAGE = "average"

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from unicl_cli.core.files import open_regular
 from unicl_cli.data.sources.lists.joined_reader import JoinedReader
 from unicl_cli.data.sources.lists.json_reader import JsonReader
 from unicl_cli.data.sources.lists.packed_reader import PackedReader, is_packed
@@ -10,6 +9,7 @@ from unicl_cli.data.sources.lists.parquet_reader import ParquetReader
 from unicl_cli.data.sources.lists.record import ListOptions, Reader
 from unicl_cli.data.sources.lists.text_reader import TextReader
 from unicl_cli.errors import UniclError
+from unicl_cli.storage.files import open_regular
 
 _JSON = (".json", ".jsonl", ".ndjson")
 _HEAD_BYTES = 1 << 16

@@ -11,10 +11,10 @@ from urllib.parse import unquote_plus
 import numpy as np
 from numpy.typing import NDArray
 
-from unicl_cli.core.files import open_regular
 from unicl_cli.data.sources.lists.record import Record
 from unicl_cli.data.sources.text_file import MAX_LINE, UTF8
 from unicl_cli.errors import UniclError
+from unicl_cli.storage.files import open_regular
 
 _CHUNK = 50_000
 """Lines of metadata that are compared with the list at a time."""

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from unicl_cli.core.json_text import parse_json
+from unicl_cli.storage.json_text import parse_json
 
 
 def parse_value(text: str | bytes) -> Any:

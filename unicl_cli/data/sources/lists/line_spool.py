@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from unicl_cli.core.spool import Spool
 from unicl_cli.data.sources.lists.record import LabelSet, Line
+from unicl_cli.storage.spool import Spool
 
 _FOUND = Line._fields.index("found")
 

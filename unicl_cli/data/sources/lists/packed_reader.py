@@ -8,11 +8,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import IO, cast
 
-from unicl_cli.core.files import open_regular
 from unicl_cli.data.sources.lists.record import Record
 from unicl_cli.data.sources.tar_members import iter_members
 from unicl_cli.data.sources.text_file import MAX_LINE, UTF8, describe_length
 from unicl_cli.errors import UniclError
+from unicl_cli.storage.files import open_regular
 
 URLS, CAPTIONS = "_urls.txt", "_captions.txt"
 """Ends of the names of the two files."""

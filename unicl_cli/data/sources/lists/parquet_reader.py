@@ -12,12 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unicl_cli.core.files import open_regular
-from unicl_cli.core.spool import Spool
 from unicl_cli.data.pictures import ImageError
 from unicl_cli.data.sources.lists.json_values import parse_value
 from unicl_cli.data.sources.lists.record import Record, StoredImage, check_columns
 from unicl_cli.errors import UniclError
+from unicl_cli.storage.files import open_regular
+from unicl_cli.storage.spool import Spool
 
 _NO_VALUE = (pa.ArrowException, ValueError, OverflowError)
 """Errors of pyarrow for a value that Python cannot hold: a year above 9999, an unknown time zone, bytes not UTF-8."""

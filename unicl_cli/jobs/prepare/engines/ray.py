@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unicl_cli.contracts import DatasetSource
-from unicl_cli.core.remote import RemotePath, set_environment
 from unicl_cli.data.manifest import PLAN
 from unicl_cli.data.sources.resolve import open_source
 from unicl_cli.errors import UniclError
@@ -25,6 +24,7 @@ from unicl_cli.jobs.prepare.engines.engine import Engine, Job, Marker, ProgressR
 from unicl_cli.jobs.prepare.plan_file import format_versions
 from unicl_cli.jobs.prepare.shards import VERSIONS
 from unicl_cli.jobs.prepare.units import Unit, Work
+from unicl_cli.storage.remote import RemotePath, set_environment
 
 RETRIES = 2
 """Times that Ray runs a unit again whose worker has died."""

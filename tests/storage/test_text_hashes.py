@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from unicl_cli.core.buckets import Buckets
-from unicl_cli.core.text_hashes import count_distinct, find_repeated, group_equal, hash_text, hash_texts, is_among
+from unicl_cli.storage.buckets import Buckets
+from unicl_cli.storage.text_hashes import count_distinct, find_repeated, group_equal, hash_text, hash_texts, is_among
 
 MANY = [f"text {n % 7_001 if n % 3 else n}" for n in range(40_000)]
 """More than one chunk of records, with texts that occur up to four times."""

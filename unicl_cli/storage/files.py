@@ -15,9 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from unicl_cli.core.remote import RangeFile, RemoteOutput, RemotePath
 from unicl_cli.errors import UniclError
 from unicl_cli.formats import byte_size
+from unicl_cli.storage.remote import RangeFile, RemoteOutput, RemotePath
 
 _DOWNLOAD = 32_000_000
 """Bytes of a remote object that are fetched by one request."""

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from unicl_cli.core.files import write_output_data
 from unicl_cli.errors import UNSAFE, UniclError
+from unicl_cli.storage.files import write_output_data
 
 
 def format_json(value: Any, indent: int | None = None, *, ascii_only: bool = False) -> str:

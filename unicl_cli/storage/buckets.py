@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from unicl_cli.core.spool import full_disk_error
+from unicl_cli.storage.spool import full_disk_error
 
 Words = NDArray[np.uint64]
 HASHES = 1 << 64

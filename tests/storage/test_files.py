@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from unicl_cli.core import files
-from unicl_cli.core.files import (
+from unicl_cli.errors import UniclError
+from unicl_cli.storage import files
+from unicl_cli.storage.files import (
     discard,
     find_output,
     is_leftover,
@@ -23,8 +24,7 @@ from unicl_cli.core.files import (
     write_output,
     write_output_data,
 )
-from unicl_cli.core.lock import check_unused, is_lock, lock_folder, names_holder
-from unicl_cli.errors import UniclError
+from unicl_cli.storage.lock import check_unused, is_lock, lock_folder, names_holder
 
 AS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 
@@ -179,7 +179,7 @@ def test_a_device_stays_a_device(tmp_path):
 SAYS = """
 import sys
 from pathlib import Path
-from unicl_cli.core.files import write_output_data
+from unicl_cli.storage.files import write_output_data
 print("before")
 write_output_data(Path(sys.argv[1]), "document\\n")
 print("after")

@@ -6,10 +6,10 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
-from unicl_cli.core.files import read_regular
-from unicl_cli.core.json_text import parse_json
 from unicl_cli.errors import UniclError, did_you_mean, is_live, is_quiet, write_line
 from unicl_cli.formats import byte_size
+from unicl_cli.storage.files import read_regular
+from unicl_cli.storage.json_text import parse_json
 
 FORMS = ("open_clip:", "local-dir:", "hf-hub:")
 FORMS_HINT = "a run or checkpoint directory, open_clip:NAME[/TAG], local-dir:PATH or hf-hub:ORG/REPO"

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 from pydantic import Field, ValidationError
 
-from unicl_cli.core.documents import Document, Number, StepCount
-from unicl_cli.core.files import read_regular
-from unicl_cli.core.json_text import parse_json
 from unicl_cli.errors import UniclError
+from unicl_cli.storage.documents import Document, Number, StepCount
+from unicl_cli.storage.files import read_regular
+from unicl_cli.storage.json_text import parse_json
 
 MAX_BYTES = 4_000_000_000
 """The largest file: ten million lines of metrics have less."""

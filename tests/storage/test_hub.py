@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from unicl_cli.core import hub
 from unicl_cli.formats import byte_size
+from unicl_cli.storage import hub
 
 COMMIT = "a" * 40
 NAME = "hf-hub:org/tiny"
@@ -97,7 +97,7 @@ def fresh(server, tmp_path) -> Callable[..., subprocess.CompletedProcess]:
 
 FIND = f"""
 import sys
-from unicl_cli.core import hub
+from unicl_cli.storage import hub
 from unicl_cli.errors import UniclError
 try:
     source = hub.find_model(sys.argv[1] if len(sys.argv) > 1 else "{NAME}")

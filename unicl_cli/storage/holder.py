@@ -16,9 +16,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
-from unicl_cli.core.files import read_regular, temporary_name, write_atomic
-from unicl_cli.core.remote import RemotePath
 from unicl_cli.errors import UniclError, write_line
+from unicl_cli.storage.files import read_regular, temporary_name, write_atomic
+from unicl_cli.storage.remote import RemotePath
 
 BEAT_SECONDS = 15.0
 """Time between two signs of life of a holder."""

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, Self, TypeVar
 
-from unicl_cli.core.derived import Derived
 from unicl_cli.errors import UniclError
+from unicl_cli.storage.derived import Derived
 
 T = TypeVar("T")
 BLOCK = 32

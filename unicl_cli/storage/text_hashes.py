@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from unicl_cli.core.buckets import Buckets, mark_first
+from unicl_cli.storage.buckets import Buckets, mark_first
 
 Hashes = NDArray[np.uint64]
 

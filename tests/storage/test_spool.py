@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from unicl_cli.contracts import Row
-from unicl_cli.core.spool import BLOCK, Spool
 from unicl_cli.data.sources.row_spool import spool_rows
 from unicl_cli.errors import UniclError
+from unicl_cli.storage.spool import BLOCK, Spool
 
 ROWS = [
     Row(

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from unicl_cli.core.files import is_leftover, make_folder
-from unicl_cli.core.holder import STALE_SECONDS, Holder, describe_self, read_age, read_holder, show_life
-from unicl_cli.core.remote import RemotePath
 from unicl_cli.errors import UniclError, write_note
 from unicl_cli.formats import format_age, format_duration
+from unicl_cli.storage.files import is_leftover, make_folder
+from unicl_cli.storage.holder import STALE_SECONDS, Holder, describe_self, read_age, read_holder, show_life
+from unicl_cli.storage.remote import RemotePath
 
 _WITHOUT_LOCKS = frozenset((errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP))
 """Answers of file systems on which the operating system locks nothing."""

@@ -11,7 +11,7 @@ from forking import complete
 from launching import here, recipe
 from PIL import Image
 
-from unicl_cli.core.streams import hold_stderr
+from unicl_cli.storage.streams import hold_stderr
 
 FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 UNICL = (sys.executable, "-P", "-m", "unicl_cli")
@@ -117,7 +117,7 @@ def test_a_reader_that_has_left_is_no_error():
 def test_streams_stay_what_they_were():
     """Encoding, errors and buffering; what is written to either comes in its order."""
     code = (
-        "import sys; from unicl_cli.core.streams import protect_streams; old = sys.stdout, sys.stderr\n"
+        "import sys; from unicl_cli.storage.streams import protect_streams; old = sys.stdout, sys.stderr\n"
         "protect_streams(); new = sys.stdout, sys.stderr\n"
         "for a, b in zip(old, new):\n"
         "    assert a is not b and a.fileno() == b.fileno()\n"

@@ -5,8 +5,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from unicl_cli.core.buckets import CHUNK, Buckets, mark_first
 from unicl_cli.errors import UniclError
+from unicl_cli.storage.buckets import CHUNK, Buckets, mark_first
 
 
 @pytest.mark.parametrize(("count", "most"), [(0, 1), (1, 1), (5, 3), (CHUNK, 1 << 64), (2 * CHUNK + 77, 1000)])

@@ -11,10 +11,10 @@ import pytest
 from filelock import FileLock
 from forking import complete
 
-from unicl_cli.core import holder, lock
-from unicl_cli.core.holder import STALE_SECONDS, Holder, describe_self, read_age, read_holder
-from unicl_cli.core.lock import is_lock, lock_folder, names_holder
 from unicl_cli.errors import UniclError
+from unicl_cli.storage import holder, lock
+from unicl_cli.storage.holder import STALE_SECONDS, Holder, describe_self, read_age, read_holder
+from unicl_cli.storage.lock import is_lock, lock_folder, names_holder
 
 ELSEWHERE = Holder(7, "node3", "00000000-0000-00000001")
 OLDER = Holder(7, "node3", "")
@@ -182,8 +182,8 @@ def test_the_age_is_by_the_clock_of_the_file_system(tmp_path, monkeypatch):
 LOSER = """
 import sys, time
 from pathlib import Path
-from unicl_cli.core import holder
-from unicl_cli.core.lock import lock_folder
+from unicl_cli.storage import holder
+from unicl_cli.storage.lock import lock_folder
 holder._FIRST_BEAT = holder.BEAT_SECONDS = 0.01
 with lock_folder(Path(sys.argv[1]), ".lock", "choose another"):
     Path(sys.argv[1], ".lock").write_text(sys.argv[2])

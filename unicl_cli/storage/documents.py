@@ -9,9 +9,9 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from unicl_cli.core.files import read_regular
-from unicl_cli.core.json_text import parse_json
 from unicl_cli.errors import UniclError
+from unicl_cli.storage.files import read_regular
+from unicl_cli.storage.json_text import parse_json
 
 MAX_BYTES = 256_000_000
 """The largest document: the manifest of a corpus of a million shards has less."""

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from unicl_cli.core.documents import Document, read_document
-from unicl_cli.core.files import read_regular
-from unicl_cli.core.json_text import MAX_DEPTH, parse_json
 from unicl_cli.errors import UniclError
+from unicl_cli.storage.documents import Document, read_document
+from unicl_cli.storage.files import read_regular
+from unicl_cli.storage.json_text import MAX_DEPTH, parse_json
 
 TOO_DEEP = "[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1)
 
