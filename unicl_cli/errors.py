@@ -3,10 +3,11 @@
 The tree of exceptions, with exit codes::
 
     Exception
-    └── UniclError            a mistake that the user can fix (2, or the code of the case)
-        ├── Stopped           stopped on request, state saved (75)
-        ├── Diverged          training whose loss is not finite, in core/guard.py (3)
-        └── PartError         options that a part does not accept, in problems.py (2)
+    └── UniclError             a mistake that the user can fix (2, or the code of the case)
+        ├── Stopped            stopped on request, state saved (75)
+        ├── Diverged           training whose loss is not finite, in core/guard.py (3)
+        ├── MissingFilesError  files of a known data set that are not there, in data/sources/catalogue.py (2)
+        └── PartError          options that a part does not accept, in problems.py (2)
 
 Every other exception is a bug: it keeps its traceback (1).
 """
