@@ -103,6 +103,12 @@ def _note_captions(facts: Mapping[str, Any]) -> Iterator[str]:
             f"{repeated} of the captions repeat another: set data.caption_targets: text_hash to make equal texts "
             "positives"
         )
+    images = {kind: each["pictures"] for kind, each in facts["concepts"].items()}
+    if both := images.get("labels", 0) + images["captions"] - images["both"]:
+        yield (
+            f"{count_of(both, 'row has', 'rows have')} a label and a caption, which UniCL makes a positive of the whole "
+            "class: if captions describe their image, set loss.own_text=0.5"
+        )
 
 
 def _holds_prompts(captions: Mapping[str, Any]) -> bool:
