@@ -106,8 +106,8 @@ def _note_captions(facts: Mapping[str, Any]) -> Iterator[str]:
     images = {kind: each["pictures"] for kind, each in facts["concepts"].items()}
     if both := images.get("labels", 0) + images["captions"] - images["both"]:
         yield (
-            f"{count_of(both, 'row has', 'rows have')} a label and a caption, which UniCL makes a positive of the whole "
-            "class: if captions describe their image, set loss.own_text=0.5"
+            f"{count_of(both, 'row has', 'rows have')} a label and a caption, which UniCL makes a positive of "
+            "its class: if captions describe their image, set loss.own_text=0.5"
         )
 
 
