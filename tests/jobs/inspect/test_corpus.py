@@ -1,5 +1,6 @@
-"""Parts of the facts of a corpus: bins of the classes' sizes, names of classes in captions; against plain loops."""
+"""Parts of the facts of a corpus: bins of the classes' sizes, names of classes in captions, notes; against plain loops."""
 
+import json
 import re
 
 import numpy as np
@@ -7,7 +8,9 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from unicl_cli.cli import run
 from unicl_cli.contracts import ClassName
 from unicl_cli.data.class_mentions import ClassNameFinder, distinct_pairs, split_words
 from unicl_cli.jobs.inspect.corpus import count_bins
@@ -56,3 +59,17 @@ def test_names_are_found_where_a_regular_expression_finds_them(names, texts):
         return re.search(rf"(?<!\w)({forms})(?!\w)", text, re.IGNORECASE) is not None
 
     assert pairs == {(t, n) for t, text in enumerate(texts) for n, name in enumerate(names) if named(name, text)}
+
+
+def test_rows_with_a_label_and_a_caption_are_told_with_the_key_for_them(tmp_path, capsys):
+    for place, captions in (("both", "true"), ("apart", "false")):
+        Image.new("RGB", (16, 16)).save(tmp_path / "one.png")
+        (tmp_path / "list.csv").write_text("image,caption\none.png,a dark square\n")
+        shapes = f"shapes?captions={captions}&count=24&test=4&size=16"
+        sources = ["--labels", shapes, "--captions", str(tmp_path / "list.csv"), "--holdout", "0"]
+        assert run(["prepare", *sources, "-o", str(tmp_path / place), "--workers", "1", "-q"]) == 0
+        capsys.readouterr()
+        assert run(["inspect", str(tmp_path / place), "--json"]) == 0
+        notes = " ".join(json.loads(capsys.readouterr().out)["notes"])
+        assert ("24 rows have a label and a caption" in notes) is (place == "both")
+        assert ("set loss.own_text=0.5" in notes) is (place == "both")

@@ -129,16 +129,6 @@ def test_notes_say_what_to_do(place, capsys):
         assert words in said
 
 
-def test_rows_with_a_label_and_a_caption_are_told_with_the_key_for_them(place, tmp_path, capsys):
-    assert "own_text" not in " ".join(answer(capsys, str(place / "corpus"))["notes"])
-    both = "shapes?captions=true&count=24&test=4&size=16"
-    sources = ["--labels", both, "--captions", str(place / "list.tsv"), "--holdout", "0"]
-    assert run(["prepare", *sources, "-o", str(tmp_path / "both"), "--workers", "1", "-q"]) == 0
-    notes = " ".join(answer(capsys, str(tmp_path / "both"))["notes"])
-    assert "24 rows have a label and a caption" in notes
-    assert "set loss.own_text=0.5" in notes
-
-
 def test_a_few_texts_of_each_source_and_tiny_images_are_shown(place, capsys):
     facts = answer(capsys, str(place / "corpus"))
     samples = {line["kind"]: line["samples"] for line in facts["sources"]}
