@@ -1,4 +1,4 @@
-"""Parts of the facts of a corpus: bins of the classes' sizes, names of classes in captions, notes; against plain loops."""
+"""Parts of the facts of a corpus: bins of the classes' sizes, names of classes in captions, and notes."""
 
 import json
 import re
