@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -254,6 +256,18 @@ def test_an_iteration_that_ends_early_leaves_no_thread_behind(monkeypatch):
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() <= before
+
+
+def test_a_process_that_is_stopped_waits_for_no_download():
+    """``--dry-run`` waited a minute for its threads after Ctrl-C."""
+    code = (
+        "import threading\n"
+        "from unicl_cli.jobs.prepare.download import map_ahead\n"
+        "for _ in map_ahead(lambda n: n and threading.Event().wait(), range(9), threads=2, ahead=4):\n"
+        "    raise KeyboardInterrupt\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert done.stderr.rstrip().endswith(b"KeyboardInterrupt")
 
 
 def test_a_failed_download_frees_its_host():
