@@ -179,6 +179,12 @@ def test_files_and_urls_stand_in_one_list_and_one_url_is_one_image(server, repor
     assert server.asked == {"/ok/7.png": 1}
 
 
+def test_an_image_that_is_too_small_was_downloaded(server, report, here):
+    listed = write_list(server, ["ok", "scene", "404"])
+    found = report("--captions", listed, "--allow-private", "--holdout", "0", "--min-side", "30")["downloads"]
+    assert {name: found[name] for name in ("urls", "images", "kept")} == {"urls": 3, "images": 2, "kept": 1}
+
+
 def test_equal_images_at_two_addresses_are_counted(server, report, here):
     lines = [f"one {n}\t{server.url('ok', 1)}?{n}\n" for n in range(2)]
     (here / "twice.tsv").write_text("".join(lines), encoding="utf-8")
