@@ -200,6 +200,14 @@ def test_a_row_group_ends_before_its_media_is_too_much_to_hold(tmp_path, monkeyp
     assert sorted(number(table.read(row, media=True).key) for row in range(30)) == list(range(30))
 
 
+def test_a_row_group_ends_before_its_images_are_too_much_to_hold(tmp_path, monkeypatch):
+    """Images of URLs of 9 MB each, in a group that was planned for 100 kB each, took 3 GB."""
+    monkeypatch.setattr(shards, "GROUP_IMAGE_BYTES", 1)
+    prepare(PrepareRequest(("shapes?count=20&test=5",), (), (), tmp_path / "c", PrepareOptions()))
+    table = open_corpus(tmp_path / "c").table("train", "labels")
+    assert len(table.group_sizes) == len(table) > 1
+
+
 def test_other_media_in_a_source_are_another_plan(tmp_path, capfd):
     argv = ["prepare", "--labels", "odd-stripes?rows=30", "-o", str(tmp_path / "c")]
     assert main(argv) == 0

@@ -192,6 +192,15 @@ def test_a_jpeg_that_stays_as_it_is_has_the_outcome_of_its_whole_decoding(cut, f
     assert outcome_of(lambda given: examine(given, None), data) == outcome_of(decode, data)
 
 
+@pytest.mark.parametrize("format", ["PNG", "GIF", "WEBP", "TIFF", "BMP", "MPO"])
+def test_damage_in_any_format_has_the_outcome_of_its_whole_decoding(format):
+    """A PNG was kept with damaged pixels when its orientation was asked for before they were decoded."""
+    data = encoded(photo(60, 40), format)
+    for place in range(40, len(data), max(1, len(data) // 100)):
+        for damaged in (data[:place] + bytes([data[place] ^ 0x55]) + data[place + 1 :], data[:place]):
+            assert outcome_of(lambda given: examine(given, None), damaged) == outcome_of(decode, damaged)
+
+
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"keep_rgb": True}])
 @pytest.mark.parametrize("turn", [1, 6])
 def test_the_brightness_of_a_jpeg_gives_the_hash_of_its_pixels(options, turn):

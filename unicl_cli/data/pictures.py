@@ -161,8 +161,10 @@ def examine(data: bytes, size: int | None, min_side: int = 0) -> Examined:
     animated = image.format in _ANIMATED and bool(getattr(image, "is_animated", False))
     with blame_image():
         if size is None or min(image.size) <= size:
-            width, height = upright_size(image)
+            width, height = image.size  # decoding may halve it
             pixels = _brightness(image, data)
+            if orientation(image) >= 5:  # asked last: Pillow decodes a PNG for it, and a second time forgives damage
+                width, height = height, width
         else:
             image.draft("RGB", (size, size))  # libjpeg then decodes at 1/2, 1/4 or 1/8, never below the size
             pixels = _shrink(_finish(image, data), size)

@@ -294,3 +294,9 @@ def test_an_image_takes_no_memory(tmp_path, monkeypatch):
     held(100)
     few, many = held(200), held(1200)
     assert (many - few) / 1000 < 30, "bytes for each image; a path as an object takes 300"
+
+
+def test_a_link_to_itself_is_one_image_that_cannot_be_read(tmp_path):
+    src = put(tmp_path / "d", "cat/1.png")
+    (tmp_path / "d/cat/2.png").symlink_to("2.png")
+    assert labelled(src) == {"train": [("cat", "cat/1.png"), ("cat", "cat/2.png")]}

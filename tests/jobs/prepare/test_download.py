@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -177,6 +179,12 @@ def test_files_and_urls_stand_in_one_list_and_one_url_is_one_image(server, repor
     assert server.asked == {"/ok/7.png": 1}
 
 
+def test_an_image_that_is_too_small_was_downloaded(server, report, here):
+    listed = write_list(server, ["ok", "scene", "404"])
+    found = report("--captions", listed, "--allow-private", "--holdout", "0", "--min-side", "30")["downloads"]
+    assert {name: found[name] for name in ("urls", "images", "kept")} == {"urls": 3, "images": 2, "kept": 1}
+
+
 def test_equal_images_at_two_addresses_are_counted(server, report, here):
     lines = [f"one {n}\t{server.url('ok', 1)}?{n}\n" for n in range(2)]
     (here / "twice.tsv").write_text("".join(lines), encoding="utf-8")
@@ -254,6 +262,18 @@ def test_an_iteration_that_ends_early_leaves_no_thread_behind(monkeypatch):
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() <= before
+
+
+def test_a_process_that_is_stopped_waits_for_no_download():
+    """``--dry-run`` waited a minute for its threads after Ctrl-C."""
+    code = (
+        "import threading\n"
+        "from unicl_cli.jobs.prepare.download import map_ahead\n"
+        "for _ in map_ahead(lambda n: n and threading.Event().wait(), range(9), threads=2, ahead=4):\n"
+        "    raise KeyboardInterrupt\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert done.stderr.rstrip().endswith(b"KeyboardInterrupt")
 
 
 def test_a_failed_download_frees_its_host():

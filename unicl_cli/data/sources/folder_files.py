@@ -1,5 +1,6 @@
 """Scan of a folder: its images, told from side files by their suffix or first bytes before anything is planned."""
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -122,4 +123,13 @@ def _list_names(folder: Path) -> list[str]:
     """Return the visible entries of a folder, those that are folders with a slash, in the order of the paths in it."""
     with os.scandir(folder) as entries:
         seen = (entry for entry in entries if not entry.name.startswith(".") and entry.name.lower() not in _LITTER)
-        return sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in seen)
+        return sorted(f"{entry.name}/" if _is_folder(entry) else entry.name for entry in seen)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False  # a link to itself: an image that cannot be read, which is counted with its reason

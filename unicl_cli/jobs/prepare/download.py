@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
+from queue import SimpleQueue
 from typing import Generic, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -24,6 +27,8 @@ MOST_WAITING = 128_000_000
 """The bytes of such images from which on no further download begins."""
 MEAN_BYTES = 100_000
 """The size that an image is planned with before it is downloaded."""
+_PATIENCE = 1.0
+"""Seconds in which work that has begun may end when its results are not wanted any more."""
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -103,18 +108,36 @@ def map_ahead(
     one. What is not begun when the iteration ends never is.
     """
     backlog = Backlog(weigh or (lambda _: 0))
-    pool = ThreadPoolExecutor(threads)
+    todo: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+    team: list[threading.Thread] = []
     waiting: deque[Future[R]] = deque()
     try:
         for number, item in enumerate(items):
-            waiting.append(pool.submit(backlog.run, number, work, item))
+            future: Future[R] = Future()
+            waiting.append(future)
+            todo.put(partial(backlog.run, future, number, work, item))
+            if len(team) < threads:
+                # a daemon: a command that was stopped does not wait for a slow server
+                thread = threading.Thread(target=_run_all, args=(todo,), daemon=True)
+                thread.start()
+                team.append(thread)
             if len(waiting) == ahead:
                 yield backlog.take(waiting.popleft())
         while waiting:
             yield backlog.take(waiting.popleft())
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
         backlog.close()
+        end = time.monotonic() + _PATIENCE
+        for _ in team:
+            todo.put(None)
+        for thread in team:
+            thread.join(max(0, end - time.monotonic()))
+
+
+def _run_all(todo: SimpleQueue[Callable[[], None] | None]) -> None:
+    while (run := todo.get()) is not None:
+        run()
+        del run  # it holds the result
 
 
 class Backlog(Generic[R]):
@@ -127,16 +150,20 @@ class Backlog(Generic[R]):
         self.changed = threading.Condition()
         self.is_closed = False
 
-    def run(self, number: int, work: Callable[[T], R], item: T) -> R:
+    def run(self, future: Future[R], number: int, work: Callable[[T], R], item: T) -> None:
         """Do the work of an item when there is room for its result; the next to be taken never waits."""
         with self.changed:
             self.changed.wait_for(lambda: self.bytes < MOST_WAITING or number <= self.taken or self.is_closed)
             if self.is_closed:
-                raise CancelledError
-        result = work(item)
-        with self.changed:
-            self.bytes += self.weigh(result)
-        return result
+                return
+        try:
+            result = work(item)
+            with self.changed:
+                self.bytes += self.weigh(result)
+        except BaseException as error:  # noqa: BLE001 - raised again where the result is taken
+            future.set_exception(error)
+        else:
+            future.set_result(result)
 
     def take(self, future: Future[R]) -> R:
         """Wait for the result of the next item, and make room."""

@@ -14,12 +14,13 @@ from unicl_cli.formats import count_of
 from unicl_cli.jobs.prepare.download import host_of
 from unicl_cli.jobs.prepare.parts import PartMarker, read_in_order
 from unicl_cli.jobs.prepare.prepared_row import Rejected, read_rejects
+from unicl_cli.jobs.prepare.staged import NOT_COMPARED
 from unicl_cli.jobs.prepare.units import rejects_of
 from unicl_cli.storage.text_hashes import hash_text, is_among
 
 _WORST = 10
 """Hosts that a report names."""
-_GAVE_IMAGE = frozenset(("duplicate", "near_duplicate", "in_other_corpus"))
+_GAVE_IMAGE = frozenset(("duplicate", "near_duplicate", "in_other_corpus", "too_small", NOT_COMPARED))
 """Reasons of rows whose URL gave an image that is not wanted."""
 
 

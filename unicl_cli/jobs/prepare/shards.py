@@ -36,6 +36,8 @@ IN_TURN = 8
 """The most rows that a thread reads one after the other: to hand one over costs time, too."""
 DECODERS = 2
 """The most images that a process holds decoded at once: up to 192 MB each."""
+GROUP_IMAGE_BYTES = 64_000_000
+"""A row group ends early above this: one is planned with 8 MB, but the images of a URL may have any size."""
 GROUP_MEDIA_BYTES = 512_000_000
 """A row group ends early above this: Arrow holds at most 2 GB of bytes in a column, and a loader all of them."""
 MOST_WORDS = 1000
@@ -230,7 +232,7 @@ def _write_groups(file: BinaryIO, results: Iterator[PreparedRow | Rejected | Non
     """Write row groups of ``group_rows`` rows, the last one shorter; False if the results broke off."""
     schema = schema_of(sets=work.groups is not None, media=work.media)
     pending: list[dict[str, Any]] = []
-    pending_media = 0
+    pending_images = pending_media = 0
     with pq.ParquetWriter(
         file,
         schema,
@@ -247,10 +249,12 @@ def _write_groups(file: BinaryIO, results: Iterator[PreparedRow | Rejected | Non
                 continue
             tally.add(result)
             pending.append(result.record)
+            pending_images += result.stored_bytes - result.media_bytes
             pending_media += result.media_bytes
-            if len(pending) == work.unit.group_rows or pending_media > GROUP_MEDIA_BYTES:
+            is_large = pending_images > GROUP_IMAGE_BYTES or pending_media > GROUP_MEDIA_BYTES
+            if len(pending) == work.unit.group_rows or is_large:
                 tally.row_groups.append(_write_group(writer, pending, schema))
-                pending, pending_media = [], 0
+                pending, pending_images, pending_media = [], 0, 0
         if pending:
             tally.row_groups.append(_write_group(writer, pending, schema))
     return True
