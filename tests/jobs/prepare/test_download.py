@@ -17,7 +17,7 @@ from unicl_cli.cli import main
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.fetch import FetchError
 from unicl_cli.jobs.prepare import download
-from unicl_cli.jobs.prepare.download import Downloader, host_of, map_ahead
+from unicl_cli.jobs.prepare.download import Backlog, host_of, map_ahead
 
 FAULTS = {"404": "http_404", "503": "http_503", "html": "not_image", "empty": "empty", "short": "short_body"}
 FAULTS |= {"reset": "reset", "loop": "too_many_redirects", "robots": "robots"}
@@ -215,11 +215,41 @@ def test_a_host_has_few_downloads_at_a_time_and_a_slow_one_holds_back_no_other()
         running[host] -= 1
         return url.encode()
 
-    load = Downloader(fetch_slowly, 2)  # type: ignore[arg-type]
     urls = [f"http://{random.Random(n).choice('ab')}.org/{n}" for n in range(40)]
-    assert list(map_ahead(load, urls, threads=16, ahead=32)) == [url.encode() for url in urls]
+    found = map_ahead(fetch_slowly, urls, threads=16, ahead=32, host=host_of, per_host=2)
+    assert list(found) == [url.encode() for url in urls]
     assert most == {"a.org": 2, "b.org": 2}
-    assert not load.busy
+
+
+def test_a_host_that_does_not_answer_holds_up_no_other():
+    """Its rows come first, and are more than there are threads."""
+    rest = threading.Event()
+    done: list[str] = []
+
+    def fetch_one(url: str) -> str:
+        if host_of(url) == "slow.org":
+            assert rest.wait(60)
+        done.append(url)
+        if len(done) == 30:
+            rest.set()
+        return url
+
+    urls = [f"http://slow.org/{n}" for n in range(40)] + [f"http://b{n}.org/" for n in range(30)]
+    assert list(map_ahead(fetch_one, urls, threads=4, ahead=100, host=host_of, per_host=2)) == urls
+    assert sorted(done[:30]) == sorted(urls[40:])
+
+
+def test_waiting_bytes_and_a_busy_host_never_keep_the_next_row_from_its_turn(monkeypatch):
+    monkeypatch.setattr(download, "MOST_WAITING", 3)
+    draw = random.Random(0)
+
+    def work(number: int) -> bytes:
+        time.sleep(draw.random() / 1000)
+        return bytes([number])
+
+    hosts = [random.Random(n).choice("abc") for n in range(200)]
+    found = map_ahead(work, range(200), threads=16, ahead=64, weigh=len, host=hosts.__getitem__, per_host=2)
+    assert b"".join(found) == bytes(range(200))
 
 
 def test_a_slow_first_row_holds_back_no_other_until_their_bytes_fill_the_memory(monkeypatch):
@@ -280,11 +310,15 @@ def test_a_failed_download_frees_its_host():
     def fail(url: str) -> bytes:
         raise FetchError("http_404")
 
-    load = Downloader(fail, 1)  # type: ignore[arg-type]
     for _ in range(3):
         with pytest.raises(FetchError):
-            load("http://a.org/1")
-    assert not load.busy
+            list(map_ahead(fail, ["http://a.org/1"] * 20, threads=4, ahead=8, host=host_of, per_host=1))
+    backlog = Backlog(fail, lambda _: 0, host_of, 1)
+    futures = [backlog.put("http://a.org/1") for _ in range(3)]
+    threading.Thread(target=backlog.run_all, daemon=True).start()
+    assert all(isinstance(future.exception(60), FetchError) for future in futures)
+    backlog.close()
+    assert not backlog.busy
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/1.png", "data:image/png;base64,xx", "ftp://a.org/1.png"])

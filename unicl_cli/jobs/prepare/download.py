@@ -7,8 +7,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from functools import partial
-from queue import SimpleQueue
 from typing import Generic, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -64,61 +62,39 @@ def host_of(url: str) -> str:
         return ""
 
 
-class Downloader:
-    """A fetcher that threads share, with at most ``per_host`` downloads from one host at a time."""
-
-    def __init__(self, fetch: Fetcher, per_host: int) -> None:
-        self.fetch, self.per_host = fetch, per_host
-        self.busy: Counter[str] = Counter()
-        self.freed = threading.Condition()
-        self.is_closed = False
-
-    def __call__(self, url: str) -> bytes:
-        """Return the bytes at ``url``. Raises FetchError."""
-        host = host_of(url)
-        with self.freed:
-            self.freed.wait_for(lambda: self.is_closed or self.busy[host] < self.per_host)
-            if self.is_closed:
-                raise FetchError("stopped")
-            self.busy[host] += 1
-        try:
-            return self.fetch(url)
-        except (RuntimeError, MemoryError) as error:  # no thread can be started, or no memory is left
-            raise FetchError(NO_RESOURCES, str(error)) from error
-        finally:
-            with self.freed:
-                self.busy[host] -= 1
-                if not self.busy[host]:
-                    del self.busy[host]
-                self.freed.notify_all()
-
-    def close(self) -> None:
-        """Begin no download any more; those that wait for their host give up."""
-        with self.freed:
-            self.is_closed = True
-            self.freed.notify_all()
+def download(fetch: Fetcher, url: str) -> bytes:
+    """Return the bytes at ``url``. Raises FetchError."""
+    try:
+        return fetch(url)
+    except (RuntimeError, MemoryError) as error:  # no thread can be started, or no memory is left
+        raise FetchError(NO_RESOURCES, str(error)) from error
 
 
 def map_ahead(
-    work: Callable[[T], R], items: Iterable[T], *, threads: int, ahead: int, weigh: Callable[[R], int] | None = None
+    work: Callable[[T], R],
+    items: Iterable[T],
+    *,
+    threads: int,
+    ahead: int,
+    weigh: Callable[[R], int] = lambda _: 0,
+    host: Callable[[T], str] = lambda _: "",
+    per_host: int = PER_HOST,
 ) -> Iterator[R]:
     """Yield ``work`` of each item in order, up to ``ahead`` of which are begun or done at a time.
 
     With ``weigh``, the bytes of a result, no item is begun while results of MOST_WAITING bytes wait for an earlier
-    one. What is not begun when the iteration ends never is.
+    one. With ``host``, the host that an item is downloaded from, at most ``per_host`` items of one host are worked on;
+    others are begun before those that wait for it. What is not begun when the iteration ends never is.
     """
-    backlog = Backlog(weigh or (lambda _: 0))
-    todo: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+    backlog = Backlog(work, weigh, host, per_host)
     team: list[threading.Thread] = []
     waiting: deque[Future[R]] = deque()
     try:
-        for number, item in enumerate(items):
-            future: Future[R] = Future()
-            waiting.append(future)
-            todo.put(partial(backlog.run, future, number, work, item))
+        for item in items:
+            waiting.append(backlog.put(item))
             if len(team) < threads:
                 # a daemon: a command that was stopped does not wait for a slow server
-                thread = threading.Thread(target=_run_all, args=(todo,), daemon=True)
+                thread = threading.Thread(target=backlog.run_all, daemon=True)
                 thread.start()
                 team.append(thread)
             if len(waiting) == ahead:
@@ -128,50 +104,89 @@ def map_ahead(
     finally:
         backlog.close()
         end = time.monotonic() + _PATIENCE
-        for _ in team:
-            todo.put(None)
         for thread in team:
             thread.join(max(0, end - time.monotonic()))
 
 
-def _run_all(todo: SimpleQueue[Callable[[], None] | None]) -> None:
-    while (run := todo.get()) is not None:
-        run()
-        del run  # it holds the result
+class _Job(NamedTuple, Generic[T, R]):
+    number: int
+    item: T
+    host: str
+    future: Future[R]
 
 
-class Backlog(Generic[R]):
-    """Results that wait for an earlier one: a slow server must neither hold up the others nor fill the memory."""
+class Backlog(Generic[T, R]):
+    """Items that threads begin in order, but for those whose host is busy, and results that wait for an earlier one."""
 
-    def __init__(self, weigh: Callable[[R], int]) -> None:
-        self.weigh = weigh
-        self.bytes = 0
-        self.taken = 0
+    def __init__(
+        self, work: Callable[[T], R], weigh: Callable[[R], int], host: Callable[[T], str], per_host: int
+    ) -> None:
+        self.work, self.weigh, self.host, self.per_host = work, weigh, host, per_host
+        self.todo: deque[_Job[T, R]] = deque()
+        self.busy: Counter[str] = Counter()
+        self.put_in = self.taken = self.bytes = 0
         self.changed = threading.Condition()
         self.is_closed = False
 
-    def run(self, future: Future[R], number: int, work: Callable[[T], R], item: T) -> None:
-        """Do the work of an item when there is room for its result; the next to be taken never waits."""
+    def put(self, item: T) -> Future[R]:
+        """Add an item, and return its coming result."""
+        job = _Job[T, R](self.put_in, item, self.host(item), Future())
         with self.changed:
-            self.changed.wait_for(lambda: self.bytes < MOST_WAITING or number <= self.taken or self.is_closed)
-            if self.is_closed:
-                return
-        try:
-            result = work(item)
-            with self.changed:
-                self.bytes += self.weigh(result)
-        except BaseException as error:  # noqa: BLE001 - raised again where the result is taken
-            future.set_exception(error)
-        else:
-            future.set_result(result)
+            self.put_in += 1
+            self.todo.append(job)
+            self.changed.notify()
+        return job.future
+
+    def run_all(self) -> None:
+        """Do the work of one item after the other until the end."""
+        while (job := self._begin_next()) is not None:
+            try:
+                result = self.work(job.item)
+                size = self.weigh(result)
+            except BaseException as error:  # noqa: BLE001 - raised again where the result is taken
+                self._end(job.host, 0)
+                job.future.set_exception(error)
+            else:
+                self._end(job.host, size)
+                job.future.set_result(result)
+                del result  # the next item may be long in coming
+            del job
+
+    def _begin_next(self) -> _Job[T, R] | None:
+        """Wait for an item that may begin; None at the end."""
+        with self.changed:
+            while not self.is_closed:
+                for at, job in enumerate(self.todo):
+                    if self._may_begin(job):
+                        del self.todo[at]
+                        self.busy[job.host] += 1
+                        return job
+                self.changed.wait()
+        return None
+
+    def _may_begin(self, job: _Job[T, R]) -> bool:
+        """The item that is taken next needs no room: it makes some."""
+        has_room = self.bytes < MOST_WAITING or job.number <= self.taken
+        return has_room and (not job.host or self.busy[job.host] < self.per_host)
+
+    def _end(self, host: str, size: int) -> None:
+        """Note that an item has ended; its thread begins what may begin now."""
+        with self.changed:
+            self.bytes += size
+            self.busy[host] -= 1
+            if not self.busy[host]:
+                del self.busy[host]
 
     def take(self, future: Future[R]) -> R:
         """Wait for the result of the next item, and make room."""
         result = future.result()
+        size = self.weigh(result)
         with self.changed:
-            self.bytes -= self.weigh(result)
+            was_full = self.bytes >= MOST_WAITING
+            self.bytes -= size
             self.taken += 1
-            self.changed.notify_all()
+            if was_full:
+                self.changed.notify_all()
         return result
 
     def close(self) -> None:

@@ -117,10 +117,8 @@ def _sample_rows(plan: CorpusPlan, planned: PlannedSource, split: str, out: Path
     chosen = [rows[at * len(rows) // n] for at in range(n)]
     tools = RowTools(planned.source, work)
     started, cpu = time.monotonic(), time.process_time()
-    try:
-        results = list(map_ahead(lambda row: prepare_row(row, tools), chosen, threads=tools.threads, ahead=SAMPLE))
-    finally:
-        tools.close()
+    limits: dict[str, Any] = {"threads": tools.threads, "ahead": SAMPLE, "per_host": work.per_host}
+    results = list(map_ahead(lambda row: prepare_row(row, tools), chosen, host=tools.host_of, **limits))
     seconds, cpu = time.monotonic() - started, time.process_time() - cpu
     kept = [result for result in results if isinstance(result, PreparedRow)]
     return SourceSample(

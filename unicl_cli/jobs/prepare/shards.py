@@ -20,7 +20,7 @@ from unicl_cli.data.fetch import FetchError
 from unicl_cli.data.media import MAX_MEDIA_BYTES, MediaError
 from unicl_cli.data.pictures import ImageError, examine
 from unicl_cli.data.sources.lists.record import BAD_LINE
-from unicl_cli.jobs.prepare.download import AHEAD, DOWNLOADS, Downloader, map_ahead, origin_of, url_of
+from unicl_cli.jobs.prepare.download import AHEAD, DOWNLOADS, download, host_of, map_ahead, origin_of, url_of
 from unicl_cli.jobs.prepare.not_in import SAME, Known, open_index
 from unicl_cli.jobs.prepare.prepared_row import PreparedRow, Rejected
 from unicl_cli.jobs.prepare.staged import ComparedRows, read_staged
@@ -173,15 +173,19 @@ def prepare_rows(
     def prepare(rows: Sequence[Row]) -> list[PreparedRow | Rejected | None]:
         return [None if stopped() else prepare_row(row, tools) for row in rows]
 
-    some = AHEAD if tools.download else min(CHUNK, work.unit.group_rows)
-    in_turn = 1 if tools.download else min(IN_TURN, max(1, some // tools.threads))
+    some = AHEAD if work.fetch else min(CHUNK, work.unit.group_rows)
+    in_turn = 1 if work.fetch else min(IN_TURN, max(1, some // tools.threads))
     parts = (work.rows[start : start + in_turn] for start in range(0, len(work.rows), in_turn))
-    try:
-        ahead = max(tools.threads, some // in_turn)
-        found = map_ahead(prepare, parts, threads=tools.threads, ahead=ahead, weigh=_weigh)
-        yield from _report_along(chain.from_iterable(found), work, tick)
-    finally:
-        tools.close()
+    found = map_ahead(
+        prepare,
+        parts,
+        threads=tools.threads,
+        ahead=max(tools.threads, some // in_turn),
+        weigh=_weigh,
+        host=lambda rows: tools.host_of(rows[0]),
+        per_host=work.per_host,
+    )
+    yield from _report_along(chain.from_iterable(found), work, tick)
 
 
 def _weigh(results: Sequence[PreparedRow | Rejected | None]) -> int:
@@ -272,22 +276,24 @@ class RowTools:
     def __init__(self, source: DatasetSource, work: Work) -> None:
         self.source, self.work = source, work
         self.decoders = threading.Semaphore(DECODERS)
-        self.download = Downloader(work.fetch, work.per_host) if work.fetch else None
         self.threads = DOWNLOADS if work.fetch else THREADS
         self.known = open_index(work.out) if work.not_in else None
         self.compared = ComparedRows(work) if work.compared else None
 
     def read(self, row: Row, url: str | None) -> Mapping[str, bytes]:
         """Return what the row has, by kind; FetchError if its image cannot be downloaded."""
-        if url is None or self.download is None:
+        if url is None or self.work.fetch is None:
             return self.source.read(row)
         media = dict(self.source.read(row)) if media_of(self.source) else {}
-        return {**media, "image": self.download(url)}
+        return {**media, "image": download(self.work.fetch, url)}
 
-    def close(self) -> None:
-        """Begin no download any more."""
-        if self.download is not None:
-            self.download.close()
+    def url_of(self, row: Row) -> str | None:
+        """Return the address that the row's image is downloaded from; None if the source reads it."""
+        return url_of(self.source, row) if self.work.fetch else None
+
+    def host_of(self, row: Row) -> str:
+        """Return the host of this address; empty without one."""
+        return host_of(self.url_of(row) or "")
 
 
 def prepare_row(row: Row, tools: RowTools) -> PreparedRow | Rejected:
@@ -297,7 +303,7 @@ def prepare_row(row: Row, tools: RowTools) -> PreparedRow | Rejected:
     if reason:
         detail = row.ref.removeprefix(BAD_LINE) if reason == "bad_line" else " ".join(row.texts)[:200]
         return Rejected(row.key, row.ref, reason, detail)
-    url = url_of(tools.source, row) if tools.download else None
+    url = tools.url_of(row)
     if earlier := (tools.compared and tools.compared.left_out(row)) or reject_duplicate(row, work, url):
         return earlier
     try:
