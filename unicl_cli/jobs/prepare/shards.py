@@ -287,13 +287,9 @@ class RowTools:
         media = dict(self.source.read(row)) if media_of(self.source) else {}
         return {**media, "image": download(self.work.fetch, url)}
 
-    def url_of(self, row: Row) -> str | None:
-        """Return the address that the row's image is downloaded from; None if the source reads it."""
-        return url_of(self.source, row) if self.work.fetch else None
-
     def host_of(self, row: Row) -> str:
-        """Return the host of this address; empty without one."""
-        return host_of(self.url_of(row) or "")
+        """Return the host that the row's image is downloaded from; empty if the source reads it."""
+        return host_of(url_of(self.source, row) or "") if self.work.fetch else ""
 
 
 def prepare_row(row: Row, tools: RowTools) -> PreparedRow | Rejected:
@@ -303,7 +299,7 @@ def prepare_row(row: Row, tools: RowTools) -> PreparedRow | Rejected:
     if reason:
         detail = row.ref.removeprefix(BAD_LINE) if reason == "bad_line" else " ".join(row.texts)[:200]
         return Rejected(row.key, row.ref, reason, detail)
-    url = tools.url_of(row)
+    url = url_of(tools.source, row) if work.fetch else None
     if earlier := (tools.compared and tools.compared.left_out(row)) or reject_duplicate(row, work, url):
         return earlier
     try:
