@@ -50,12 +50,20 @@ def photos(tmp_path_factory):
     return argv, files_in(root / "c")
 
 
-def objects(place):
+def names(place):
+    """The names of the objects: while a command writes, the next read of one may find it gone."""
     from fsspec.core import url_to_fs
 
     system, name = url_to_fs(place)
     system.invalidate_cache()
-    return {found[len(name) + 1 :]: system.cat_file(found) for found in system.find(name)}
+    return [found[len(name) + 1 :] for found in system.find(name)]
+
+
+def objects(place):
+    from fsspec.core import url_to_fs
+
+    system, name = url_to_fs(place)
+    return {found: system.cat_file(f"{name}/{found}") for found in names(place)}
 
 
 def until(there, seconds=60):
@@ -84,10 +92,10 @@ def test_a_second_prepare_is_refused_and_after_a_kill_the_pool_goes_on(s3, photo
     out = "s3://bucket/two/c"
     command = [sys.executable, "-m", "unicl_cli", *argv, out, "--workers", "2"]
     first = begin(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
-    until(lambda: ".lock" in objects(out))
+    until(lambda: ".lock" in names(out))
     assert main([*argv, out]) == 2
     assert f"error: {out}: locked by pid {first.pid} on " in capsys.readouterr().err
-    until(lambda: any(name.startswith("parts/") for name in objects(out)))
+    until(lambda: any(name.startswith("parts/") for name in names(out)))
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     done = complete(command)
