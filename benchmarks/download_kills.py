@@ -2,7 +2,7 @@
 
 `python benchmarks/download_kills.py KILLS [--dedup near] [--urls N]` serves images on the loopback and starts the
 command as often, killed by SIGKILL at a random moment; then the same command runs to its end. What the commands print
-goes into a file: a worker whose command is killed while it starts ends in a traceback, which is no fault. Only what a
+goes into a file: a worker whose command is killed while it starts ends in a traceback, which is normal. Only what a
 command says that fails by itself is shown.
 """
 

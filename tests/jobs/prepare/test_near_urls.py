@@ -71,7 +71,7 @@ def test_of_near_duplicates_the_first_of_the_list_stays_and_nothing_is_asked_twi
         "groups": 3, "rows": 4, "equal": 1, "texts": 4
     }  # fmt: skip
     counts = {name: found["downloads"][name] for name in ("urls", "images", "kept")}
-    assert counts == {"urls": 14, "images": 8, "kept": 4}, "a duplicate is no image that its host lost"
+    assert counts == {"urls": 14, "images": 8, "kept": 4}, "a duplicate is not counted as lost by its host"
     asked = dict(server.asked)
     assert set(asked.values()) == {1, 3}, "a 503 is tried three times"
     assert run() == found

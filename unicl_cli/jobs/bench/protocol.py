@@ -21,7 +21,7 @@ from unicl_cli.errors import UniclError
 from unicl_cli.jobs.bench.kinds import Request
 
 PLAIN_HEAP = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
-"""What makes glibc return each freed tensor: else the peak depends on the holes that its heap happens to have."""
+"""Makes glibc return each freed tensor; otherwise the peak depends on holes in its heap."""
 WARM_UPS = 2
 LONG, LONGEST = 10.0, 60.0
 """Runs longer than LONG seconds need only one warm-up; the first run of LONGEST or more is the first round's."""
