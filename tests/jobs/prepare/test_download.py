@@ -271,17 +271,6 @@ def test_a_slow_first_row_holds_back_no_other_until_their_bytes_fill_the_memory(
     assert sorted(begun) == list(range(40))
 
 
-def test_results_that_fill_the_memory_never_keep_the_next_row_from_its_turn(monkeypatch):
-    monkeypatch.setattr(download, "MOST_WAITING", 1)
-    draw = random.Random(0)
-
-    def work(number: int) -> bytes:
-        time.sleep(draw.random() / 1000)
-        return bytes([number])
-
-    assert b"".join(map_ahead(work, range(200), threads=16, ahead=64, weigh=len)) == bytes(range(200))
-
-
 def test_an_iteration_that_ends_early_leaves_no_thread_behind(monkeypatch):
     monkeypatch.setattr(download, "MOST_WAITING", 1)
     before = threading.active_count()

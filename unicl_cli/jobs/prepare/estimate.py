@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from math import sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -116,9 +117,10 @@ def _sample_rows(plan: CorpusPlan, planned: PlannedSource, split: str, out: Path
     work = work._replace(not_in=False, compared=False)  # images of other corpora are not read, duplicates not sought
     chosen = [rows[at * len(rows) // n] for at in range(n)]
     tools = RowTools(planned.source, work)
+    prepare, per_host = partial(prepare_row, tools=tools), work.per_host
     started, cpu = time.monotonic(), time.process_time()
-    limits: dict[str, Any] = {"threads": tools.threads, "ahead": SAMPLE, "per_host": work.per_host}
-    results = list(map_ahead(lambda row: prepare_row(row, tools), chosen, host=tools.host_of, **limits))
+    found = map_ahead(prepare, chosen, threads=tools.threads, ahead=SAMPLE, host=tools.host_of, per_host=per_host)
+    results = list(found)
     seconds, cpu = time.monotonic() - started, time.process_time() - cpu
     kept = [result for result in results if isinstance(result, PreparedRow)]
     return SourceSample(
