@@ -296,9 +296,9 @@ def test_a_killed_export_continues_to_the_same_bytes(tmp_path):
     for _ in range(40):
         child = subprocess.Popen([*line, str(tmp_path / "cut")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
-        before = len(list((tmp_path / "cut").rglob("*.tar")))
+        before = len(list((tmp_path / "cut/train").glob("*.tar")))
         while child.poll() is None and time.monotonic() < deadline:
-            if len(list((tmp_path / "cut").rglob("*.tar"))) > before:
+            if len(list((tmp_path / "cut/train").glob("*.tar"))) > before:
                 child.send_signal(signal.SIGKILL)
                 break
             time.sleep(0.001)
