@@ -23,6 +23,8 @@ from collections.abc import Iterable, Sequence
 
 READER_GONE = 141
 """Exit status after the reader of standard output has left (`| head`): 128 + SIGPIPE, as other programs have it."""
+LINE_SECONDS = 30
+"""Seconds between two lines of progress where no bar can be drawn."""
 
 
 class UniclError(Exception):

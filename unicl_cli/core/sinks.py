@@ -14,14 +14,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from unicl_cli.contracts import Sink
-from unicl_cli.errors import UniclError, escape_control, is_live
+from unicl_cli.errors import LINE_SECONDS, UniclError, escape_control, is_live
 from unicl_cli.formats import byte_size, fit_parts, format_duration, format_share
 from unicl_cli.storage.files import write_atomic
 from unicl_cli.storage.json_lines import MetricLine, read_lines
 
 STATUS_SECONDS = 15
-LINE_SECONDS = 30
-"""Off a terminal, a line at most this often."""
 BAR_COLUMNS, SHARE_COLUMNS = 10, 4
 
 

@@ -1,8 +1,8 @@
 """A safe fetcher of URLs: it returns bytes or a named reason, and refuses private addresses and endless answers.
 
-h11 parses the answers. Look-ups, addresses, sockets, redirects and limits are this file's own: each byte that comes in
-is counted, and each wait ends at one deadline. Proxies are not used. Threads may share a Fetcher. The server's content
-type is ignored: decoding decides.
+httptools parses the answers. Look-ups, addresses, sockets, redirects and limits are this file's own: each byte that
+comes in is counted, and each wait ends at one deadline. Proxies are not used. Threads may share a Fetcher. The server's
+content type is ignored: decoding decides.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
 
-import h11
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from unicl_cli import __version__
 from unicl_cli.data.addresses import is_public
@@ -36,6 +36,14 @@ NO_TRAINING = frozenset(("noai", "noimageai", "noindex", "noimageindex"))
 LITERAL = "/%:=&~+!$,;'@()*[]?"
 CHUNK = 1 << 16
 LONGEST_HEAD = 1 << 16
+CLOSED = "the server closed the connection too early"
+FRAMES = frozenset(("content-length", "transfer-encoding"))
+"""Headers that tell where the body ends; without one the server closes the connection there."""
+LENIENCIES = {
+    "lenient_optional_cr_before_lf": True,  # lines of old servers
+    "lenient_chunked_length": True,  # a length beside chunks, which count: the connection has no other answer
+    "lenient_headers": True,  # control characters in values
+}
 LONGEST_URL, LONGEST_HOST = 1 << 14, 253
 MOST_HOSTS = 4096
 RESOLVED: dict[tuple[str, int], list[str]] = {}
@@ -99,11 +107,11 @@ class Fetcher(NamedTuple):
             with self.open_socket(place, end) as raw:
                 channel = Channel(raw, self.read, end, self.max_bytes)
                 answer = channel.ask(place.target, self.headers(place))
-                if answer.status_code not in REDIRECTS:
+                if answer.status not in REDIRECTS:
                     return self.read_body(channel, answer)
-            target = next(iter(values_of(answer, b"location")), None)
+            target = next(answer.values_of("location"), None)
             if not target:
-                raise FetchError(f"http_{answer.status_code}", "a redirect without a target")
+                raise FetchError(f"http_{answer.status}", "a redirect without a target")
             url = urljoin(url, target)
         raise FetchError("too_many_redirects", f"more than {self.redirects}")
 
@@ -133,84 +141,127 @@ class Fetcher(NamedTuple):
                 problem = error
         raise problem
 
-    def headers(self, place: Place) -> list[tuple[str, str]]:
-        return [
-            ("Host", place.authority),
-            ("User-Agent", self.agent),
-            ("Accept", "image/*,*/*;q=0.5"),
-            ("Accept-Encoding", "identity"),
-            ("Connection", "close"),
-        ]
+    def headers(self, place: Place) -> dict[str, str]:
+        return {
+            "Host": place.authority,
+            "User-Agent": self.agent,
+            "Accept": "image/*,*/*;q=0.5",
+            "Accept-Encoding": "identity",
+            "Connection": "close",
+        }
 
-    def read_body(self, channel: Channel, answer: h11.Response) -> bytes:
+    def read_body(self, channel: Channel, answer: Answer) -> bytes:
         """Read the body of a 200 answer. Raises FetchError for another status and for what is not wanted."""
-        if answer.status_code != 200:
-            reason = answer.reason.decode("utf-8", "replace")
-            raise FetchError(f"http_{answer.status_code}", reason, retry_after(answer))
-        words = {word.strip().lower() for value in values_of(answer, b"x-robots-tag") for word in value.split(",")}
+        if answer.status != 200:
+            raise FetchError(f"http_{answer.status}", answer.reason, retry_after(answer))
+        words = {word.strip().lower() for value in answer.values_of("x-robots-tag") for word in value.split(",")}
         if self.robots and NO_TRAINING & words:
             raise FetchError("robots", "the server asks not to use it (X-Robots-Tag)")
-        for encoding in values_of(answer, b"content-encoding"):
-            if encoding.lower() not in ("identity", ""):
-                raise FetchError("encoded", encoding)
-        for length in values_of(answer, b"content-length"):  # h11 has checked that it is a number
+        odd = [value for value in answer.values_of("content-encoding") if value.lower() not in ("identity", "")]
+        odd += [value for value in answer.values_of("transfer-encoding") if value.lower() != "chunked"]
+        if odd:
+            raise FetchError("encoded", odd[0])
+        for length in answer.values_of("content-length"):  # the parser has checked that it is a number
             if int(length) > self.max_bytes:
                 raise channel.too_large()
-        return b"".join(channel.body())
+        return channel.read_body()
+
+
+class Answer(NamedTuple):
+    """The head of an answer; bytes in it that are not UTF-8 are surrogates."""
+
+    status: int
+    reason: str
+    headers: list[tuple[str, str]]
+    """Names, in lower case, and values in the order of the answer."""
+
+    def values_of(self, name: str) -> Iterator[str]:
+        """Yield the values of all headers of a name, which is in lower case."""
+        return (value for key, value in self.headers if key == name)
 
 
 class Channel:
     """One request and its answer on a socket: each byte received counts against ``most``, each wait against ``end``.
 
-    The limits stand below the parser of HTTP, so that nothing that a server writes can make it read more.
+    The limits stand below the parser of HTTP, so that nothing that a server writes can make it read more. The methods
+    ``on_…`` are the parser's callbacks.
     """
 
     def __init__(self, raw: socket.socket, silence: float, end: float, most: int) -> None:
         self.raw, self.silence, self.end, self.most = raw, silence, end, most
-        self.received = 0
-        self.http = h11.Connection(h11.CLIENT, max_incomplete_event_size=LONGEST_HEAD)
-        self.is_over = False
-        """The server has closed its side."""
+        self.received = self.head_from = self.status = 0
+        self.reason = b""
+        self.headers: list[tuple[str, str]] = []
+        self.parts: list[bytes] = []
+        self.has_head = self.has_all = False
+        self.parser = HttpResponseParser(self)
+        self.parser.set_dangerous_leniencies(**LENIENCIES)
 
-    def ask(self, target: str, headers: list[tuple[str, str]]) -> h11.Response:
+    def ask(self, target: str, headers: dict[str, str]) -> Answer:
         """Send a GET request and return the head of its answer."""
-        request = self.http.send(h11.Request(method="GET", target=target, headers=headers)) or b""
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        request = f"GET {target} HTTP/1.1\r\n{lines}\r\n".encode("ascii")
         while request:
             self.raw.settimeout(time_left(self.end, self.silence))
             request = request[self.raw.send(request) :]
-        self.http.send(h11.EndOfMessage())
-        while True:
-            event = self.next_event("reset")
-            if isinstance(event, h11.Response):  # what comes before is 100 Continue and its like
-                return event
+        while not self.has_head:
+            if not self.feed(self.receive()):
+                raise FetchError("reset", CLOSED)
+            if not self.has_head and self.received - self.head_from > LONGEST_HEAD:
+                raise FetchError("bad_answer", f"a head of more than {LONGEST_HEAD:,} bytes")
+        return Answer(self.status, _decode(self.reason), self.headers)
 
-    def body(self) -> Iterator[bytes]:
-        while isinstance(event := self.next_event("short_body"), h11.Data):
-            yield bytes(event.data)
+    def read_body(self) -> bytes:
+        while not self.has_all:
+            if not self.feed(self.receive()):
+                if any(name in FRAMES for name, _ in self.headers):
+                    raise FetchError("short_body", CLOSED)
+                break  # the end of the connection is that of the body
+        return b"".join(self.parts)
 
-    def next_event(self, when_over: str) -> Any:
-        """Return h11's next event; FetchError with the reason ``when_over`` if the connection ends before it."""
-        while True:
-            try:
-                event = self.http.next_event()
-            except h11.RemoteProtocolError as error:
-                if self.is_over:
-                    raise FetchError(when_over, "the server closed the connection too early") from error
+    def feed(self, data: bytes) -> bool:
+        """Parse what came in; return whether the server may have more to say. FetchError if it is not HTTP."""
+        try:
+            self.parser.feed_data(data)
+        except (HttpParserError, HttpParserUpgrade) as error:
+            if not self.has_all:  # what comes after the answer does not matter
                 raise FetchError("bad_answer", str(error)) from error
-            if event is not h11.NEED_DATA:
-                return event
-            self.http.receive_data(self.receive())
+        return bool(data)
+
+    def on_status(self, status: bytes) -> None:
+        if not self.has_head:
+            self.reason += status
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.has_head:  # later ones are a trailer
+            self.headers.append((_decode(name).lower(), _decode(value)))
+
+    def on_headers_complete(self) -> None:
+        if self.has_head:
+            return  # of a second answer
+        self.status = self.parser.get_status_code()
+        self.has_head = self.status >= 200
+        if not self.has_head:  # 100 Continue and its like
+            self.reason, self.head_from = b"", self.received
+            self.headers.clear()
+
+    def on_body(self, data: bytes) -> None:
+        if not self.has_all:
+            self.parts.append(data)
+
+    def on_message_complete(self) -> None:
+        self.has_all = self.has_head
 
     def too_large(self) -> FetchError:
         return FetchError("too_large", f"more than {self.most:,} bytes")
 
     def receive(self) -> bytes:
+        """Wait for bytes; none if the server has closed its side."""
         self.raw.settimeout(time_left(self.end, self.silence))
         data = self.raw.recv(min(CHUNK, self.most - self.received + 1))
         self.received += len(data)
         if self.received > self.most:
             raise self.too_large()
-        self.is_over = not data
         return data
 
 
@@ -340,16 +391,13 @@ def tls_context() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-def values_of(answer: h11.Response, name: bytes) -> Iterator[str]:
-    """Yield the values of all headers of a name, which is in lower case; bytes that are not UTF-8 become surrogates."""
-    for key, value in answer.headers:
-        if key == name:
-            yield value.decode("utf-8", "surrogateescape")
+def _decode(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
 
 
-def retry_after(answer: h11.Response) -> float | None:
+def retry_after(answer: Answer) -> float | None:
     """Return the seconds of Retry-After, which may be a number or a date; None without one that can be read."""
-    value = next(iter(values_of(answer, b"retry-after")), "")
+    value = next(answer.values_of("retry-after"), "")
     if re.fullmatch(r"[0-9]{1,9}", value):
         return float(value)
     try:

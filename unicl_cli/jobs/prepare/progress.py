@@ -5,13 +5,9 @@ from collections import Counter
 from collections.abc import Mapping
 from datetime import timedelta
 from types import TracebackType
+from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as Bar
-
-from unicl_cli.core.sinks import LINE_SECONDS
-from unicl_cli.errors import Remark, escape_control, is_live, is_quiet, write_line, write_note
+from unicl_cli.errors import LINE_SECONDS, Remark, escape_control, is_live, is_quiet, write_line, write_note
 from unicl_cli.formats import byte_size, fit_parts, format_duration, plural
 
 BAR, TIME = 10, 16
@@ -86,13 +82,16 @@ class Progress:
             write_line(f"{self.label}: {self.done:,} of {self.total:,} rows, {facts}{left}{rejected}")
 
 
-def _build_bar() -> Bar:
+def _build_bar() -> Any:
+    from rich.console import Console  # not by workers, which show none
+    from rich.progress import BarColumn, Progress, TextColumn
+
     columns = (
         BarColumn(bar_width=BAR),
         TextColumn("{task.description}", markup=False),
         TextColumn("{task.fields[left]}"),
     )
-    return Bar(*columns, console=Console(stderr=True))
+    return Progress(*columns, console=Console(stderr=True))
 
 
 def note(line: str) -> None:
