@@ -19,9 +19,9 @@ from unicl_cli.data.corpus import RowTable, open_corpus
 from unicl_cli.data.corpus_format import SCHEMA, schema_of
 from unicl_cli.data.shard_checks import ShardRules
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.prepare.plan import _describe_row
-from unicl_cli.jobs.prepare.shards import write_unit
-from unicl_cli.jobs.prepare.units import Unit, Work
+from unicl_cli.jobs.prepare.plan.plan import _describe_row
+from unicl_cli.jobs.prepare.shards.shards import write_unit
+from unicl_cli.jobs.prepare.shards.units import Unit, Work
 
 GROUPS = ("colour", "", "texture")
 GROUP_OF = (0, 0, 1, 1, 1, 2)

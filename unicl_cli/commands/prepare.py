@@ -280,10 +280,10 @@ def prepare(
         from unicl_cli.data.fetch import Fetcher
         from unicl_cli.jobs.prepare import estimate
         from unicl_cli.jobs.prepare import prepare as job
-        from unicl_cli.jobs.prepare.download import Downloads
         from unicl_cli.jobs.prepare.engines.choice import EngineChoice
+        from unicl_cli.jobs.prepare.plan.request import PrepareOptions, PrepareRequest
         from unicl_cli.jobs.prepare.repair import run_repair, run_verify
-        from unicl_cli.jobs.prepare.request import PrepareOptions, PrepareRequest
+        from unicl_cli.jobs.prepare.shards.download import Downloads
 
         options = PrepareOptions(
             templates=templates,

@@ -9,7 +9,7 @@ from toys import prepared, put, rows_of
 
 from unicl_cli.cli import main
 from unicl_cli.data.corpus import open_corpus
-from unicl_cli.jobs.prepare import not_in
+from unicl_cli.jobs.prepare.shards import not_in
 
 
 def rejects(corpus):

@@ -14,9 +14,11 @@ from unicl_cli.cli import main
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.fetch import Fetcher
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.prepare import duplicates, estimate, signatures
+from unicl_cli.jobs.prepare import estimate
 from unicl_cli.jobs.prepare import prepare as job
 from unicl_cli.jobs.prepare.engines import local
+from unicl_cli.jobs.prepare.plan import duplicates
+from unicl_cli.jobs.prepare.shards import signatures
 
 SCENES = [0, 1, 2, 100, 201, 3, 0, 302]
 """Numbers of `do_scene`: 100, 201 and 302 are changed copies of 0, 1 and 2; 0 stands there twice."""

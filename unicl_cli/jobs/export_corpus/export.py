@@ -24,7 +24,7 @@ from unicl_cli.jobs.export_corpus.hub import HubFormat
 from unicl_cli.jobs.export_corpus.plan import ExportPlan, Format, Piece, Written, plan_pieces, read_tables
 from unicl_cli.jobs.export_corpus.samples import Wording
 from unicl_cli.jobs.export_corpus.webdataset import WebDatasetFormat
-from unicl_cli.jobs.prepare.progress import Progress, note
+from unicl_cli.jobs.prepare.shards.progress import Progress, note
 from unicl_cli.storage.documents import Document, read_document
 from unicl_cli.storage.files import discard, remove_leftovers, replace_durably, temporary_beside, write_atomic
 from unicl_cli.storage.json_output import format_json

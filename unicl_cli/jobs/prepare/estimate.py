@@ -16,18 +16,18 @@ from unicl_cli.data.manifest import PLAN
 from unicl_cli.data.pictures import MAX_PIXELS
 from unicl_cli.errors import Remark, UniclError, print_line
 from unicl_cli.formats import byte_size, count_of
-from unicl_cli.jobs.prepare.classes import describe_examples, format_examples
-from unicl_cli.jobs.prepare.download import map_ahead
-from unicl_cli.jobs.prepare.plan import CorpusPlan, PlannedSource, make_plan
+from unicl_cli.jobs.prepare.plan.classes import describe_examples, format_examples
+from unicl_cli.jobs.prepare.plan.plan import CorpusPlan, PlannedSource, make_plan
+from unicl_cli.jobs.prepare.plan.request import PrepareRequest
 from unicl_cli.jobs.prepare.plan_file import check_out_dir, check_same_plan, read_plan
-from unicl_cli.jobs.prepare.prepared_row import PreparedRow, Rejected
-from unicl_cli.jobs.prepare.progress import format_counts, warn
-from unicl_cli.jobs.prepare.request import PrepareRequest
 from unicl_cli.jobs.prepare.set_report import describe_sets, format_sets
-from unicl_cli.jobs.prepare.shards import DECODERS, RowTools, prepare_row
-from unicl_cli.jobs.prepare.signatures import bytes_per_row
-from unicl_cli.jobs.prepare.staged import measure_staged
-from unicl_cli.jobs.prepare.units import Unit
+from unicl_cli.jobs.prepare.shards.download import map_ahead
+from unicl_cli.jobs.prepare.shards.prepared_row import PreparedRow, Rejected
+from unicl_cli.jobs.prepare.shards.progress import format_counts, warn
+from unicl_cli.jobs.prepare.shards.shards import DECODERS, RowTools, prepare_row
+from unicl_cli.jobs.prepare.shards.signatures import bytes_per_row
+from unicl_cli.jobs.prepare.shards.staged import measure_staged
+from unicl_cli.jobs.prepare.shards.units import Unit
 from unicl_cli.pages.text import align_columns
 from unicl_cli.storage.json_output import print_json
 from unicl_cli.storage.remote import RemotePath

@@ -8,22 +8,23 @@ from typing import Any, NamedTuple
 
 from unicl_cli.data.manifest import MANIFEST, PLAN, EqualImages, Manifest, read_manifest, repair_hint
 from unicl_cli.errors import Stopped, UniclError
-from unicl_cli.jobs.prepare import duplicates, holdout, not_in, signatures
-from unicl_cli.jobs.prepare.download import Downloads
-from unicl_cli.jobs.prepare.duplicates import NO_DUPLICATES, Duplicates
 from unicl_cli.jobs.prepare.engines.choice import ON_THIS_MACHINE, EngineChoice, LateEngine
 from unicl_cli.jobs.prepare.engines.engine import Job, Marker, WorkList
 from unicl_cli.jobs.prepare.lock import Stop, lock_output, remove_unfinished
 from unicl_cli.jobs.prepare.manifest import find_contradictions, fold_manifest
-from unicl_cli.jobs.prepare.parts import PartMarker, find_begun, read_finished, read_in_order
-from unicl_cli.jobs.prepare.plan import CorpusPlan, make_plan
+from unicl_cli.jobs.prepare.plan import duplicates, holdout
+from unicl_cli.jobs.prepare.plan.duplicates import NO_DUPLICATES, Duplicates
+from unicl_cli.jobs.prepare.plan.plan import CorpusPlan, make_plan
+from unicl_cli.jobs.prepare.plan.request import PrepareRequest
 from unicl_cli.jobs.prepare.plan_file import PlanFile, agree_on_plan, check_out_dir, check_versions
-from unicl_cli.jobs.prepare.progress import Progress, format_counts, note, warn
 from unicl_cli.jobs.prepare.report import write_report, write_summary
-from unicl_cli.jobs.prepare.request import PrepareRequest
 from unicl_cli.jobs.prepare.retry import add_retries, drop_overtaken, passing_reasons
-from unicl_cli.jobs.prepare.shards import json_bytes, write_unit
-from unicl_cli.jobs.prepare.units import Unit
+from unicl_cli.jobs.prepare.shards import not_in, signatures
+from unicl_cli.jobs.prepare.shards.download import Downloads
+from unicl_cli.jobs.prepare.shards.parts import PartMarker, find_begun, read_finished, read_in_order
+from unicl_cli.jobs.prepare.shards.progress import Progress, format_counts, note, warn
+from unicl_cli.jobs.prepare.shards.shards import json_bytes, write_unit
+from unicl_cli.jobs.prepare.shards.units import Unit
 from unicl_cli.storage.documents import check_document
 from unicl_cli.storage.files import write_atomic
 

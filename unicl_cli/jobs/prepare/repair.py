@@ -7,13 +7,13 @@ from typing import Any
 from unicl_cli.data.manifest import MANIFEST, read_manifest, repair_hint
 from unicl_cli.errors import UniclError, print_line
 from unicl_cli.formats import byte_size, count_of
-from unicl_cli.jobs.prepare import duplicates
-from unicl_cli.jobs.prepare.download import Downloads
 from unicl_cli.jobs.prepare.lock import Stop
+from unicl_cli.jobs.prepare.plan import duplicates
+from unicl_cli.jobs.prepare.plan.request import PrepareOptions, PrepareRequest
 from unicl_cli.jobs.prepare.plan_file import PlanFile, read_plan
 from unicl_cli.jobs.prepare.prepare import prepare
-from unicl_cli.jobs.prepare.progress import Progress, note
-from unicl_cli.jobs.prepare.request import PrepareOptions, PrepareRequest
+from unicl_cli.jobs.prepare.shards.download import Downloads
+from unicl_cli.jobs.prepare.shards.progress import Progress, note
 from unicl_cli.jobs.prepare.verify import UNFINISHED, Finding, VerifyResult, Written, check_shards, survey
 from unicl_cli.storage.json_output import print_json
 

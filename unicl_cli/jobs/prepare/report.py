@@ -10,12 +10,12 @@ from unicl_cli.data.media import count_missing
 from unicl_cli.data.near_images import MOST_COMPARED
 from unicl_cli.errors import Remark, print_line
 from unicl_cli.formats import byte_size, count_of
-from unicl_cli.jobs.prepare.classes import describe_empty_classes, describe_examples, format_examples
-from unicl_cli.jobs.prepare.left_out import LeftOut, count_rejected, describe_downloads, format_downloads
-from unicl_cli.jobs.prepare.parts import PartMarker
-from unicl_cli.jobs.prepare.plan import CorpusPlan
+from unicl_cli.jobs.prepare.plan.classes import describe_empty_classes, describe_examples, format_examples
+from unicl_cli.jobs.prepare.plan.plan import CorpusPlan
 from unicl_cli.jobs.prepare.set_report import count_set_sizes, describe_sets, describe_sizes, format_sets
-from unicl_cli.jobs.prepare.shards import media_of
+from unicl_cli.jobs.prepare.shards.left_out import LeftOut, count_rejected, describe_downloads, format_downloads
+from unicl_cli.jobs.prepare.shards.parts import PartMarker
+from unicl_cli.jobs.prepare.shards.shards import media_of
 from unicl_cli.pages.text import align_columns, shorten, terminal_width
 from unicl_cli.storage.json_output import print_json
 

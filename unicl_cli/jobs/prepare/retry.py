@@ -9,15 +9,15 @@ from pathlib import Path
 from unicl_cli.data.fetch import RETRIED
 from unicl_cli.data.manifest import PLAN
 from unicl_cli.formats import count_of
-from unicl_cli.jobs.prepare.download import NO_RESOURCES, Downloads, url_of
-from unicl_cli.jobs.prepare.left_out import read_left_out
-from unicl_cli.jobs.prepare.parts import PartMarker
-from unicl_cli.jobs.prepare.plan import CorpusPlan
+from unicl_cli.jobs.prepare.plan.plan import CorpusPlan
 from unicl_cli.jobs.prepare.plan_file import PlanFile, RetryRecord
-from unicl_cli.jobs.prepare.prepared_row import Rejected
-from unicl_cli.jobs.prepare.progress import note
-from unicl_cli.jobs.prepare.shards import json_bytes
-from unicl_cli.jobs.prepare.staged import NOT_COMPARED
+from unicl_cli.jobs.prepare.shards.download import NO_RESOURCES, Downloads, url_of
+from unicl_cli.jobs.prepare.shards.left_out import read_left_out
+from unicl_cli.jobs.prepare.shards.parts import PartMarker
+from unicl_cli.jobs.prepare.shards.prepared_row import Rejected
+from unicl_cli.jobs.prepare.shards.progress import note
+from unicl_cli.jobs.prepare.shards.shards import json_bytes
+from unicl_cli.jobs.prepare.shards.staged import NOT_COMPARED
 from unicl_cli.storage.files import write_atomic
 
 

@@ -22,8 +22,8 @@ from unicl_cli.data.sources.resolve import open_source
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.prepare.engines.engine import Engine, Job, Marker, ProgressReport, WorkList
 from unicl_cli.jobs.prepare.plan_file import format_versions
-from unicl_cli.jobs.prepare.shards import VERSIONS
-from unicl_cli.jobs.prepare.units import Unit, Work
+from unicl_cli.jobs.prepare.shards.shards import VERSIONS
+from unicl_cli.jobs.prepare.shards.units import Unit, Work
 from unicl_cli.storage.remote import RemotePath, set_environment
 
 RETRIES = 2

@@ -9,7 +9,7 @@ from toys import prepared, put
 from unicl_cli.cli import main
 from unicl_cli.contracts import ClassName
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.prepare.classes import describe_names, merge_classes
+from unicl_cli.jobs.prepare.plan.classes import describe_names, merge_classes
 from unicl_cli.jobs.prepare.plan_file import list_differences
 
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from unicl_cli.contracts import DatasetSource, Row
 from unicl_cli.core.sampler import scramble
 from unicl_cli.data.pictures import Extent
-from unicl_cli.jobs.prepare.download import url_of
-from unicl_cli.jobs.prepare.progress import Progress
+from unicl_cli.jobs.prepare.shards.download import url_of
+from unicl_cli.jobs.prepare.shards.progress import Progress
 from unicl_cli.storage.buckets import CHUNK, HASHES, Buckets, Words, mark_first
 from unicl_cli.storage.text_hashes import count_distinct
 

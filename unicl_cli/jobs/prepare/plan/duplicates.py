@@ -15,18 +15,18 @@ from unicl_cli.contracts import Row
 from unicl_cli.data import text
 from unicl_cli.data.manifest import DuplicateFacts, NearFacts
 from unicl_cli.data.shard_checks import ShardRules, read_columns
-from unicl_cli.jobs.prepare.holdout import TRAIN
-from unicl_cli.jobs.prepare.parts import PartMarker, read_in_order
-from unicl_cli.jobs.prepare.prepared_row import read_rejects
-from unicl_cli.jobs.prepare.progress import warn
-from unicl_cli.jobs.prepare.scopes import (
+from unicl_cli.jobs.prepare.plan.holdout import TRAIN
+from unicl_cli.jobs.prepare.shards.parts import PartMarker, read_in_order
+from unicl_cli.jobs.prepare.shards.prepared_row import read_rejects
+from unicl_cli.jobs.prepare.shards.progress import warn
+from unicl_cli.jobs.prepare.shards.scopes import (
     Scope,
     count_near_train,
     match_across,
     read_scope,
 )
-from unicl_cli.jobs.prepare.shards import json_bytes
-from unicl_cli.jobs.prepare.units import Unit
+from unicl_cli.jobs.prepare.shards.shards import json_bytes
+from unicl_cli.jobs.prepare.shards.units import Unit
 from unicl_cli.storage.documents import Document, read_document
 from unicl_cli.storage.files import write_atomic
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from unicl_cli.jobs.prepare.even_choice import Order
+from unicl_cli.jobs.prepare.plan.even_choice import Order
 
 
 def test_images_are_in_the_order_of_their_hashes():

@@ -9,9 +9,9 @@ from pydantic import Field, model_validator
 from unicl_cli.data.corpus import READERS, find_damage
 from unicl_cli.data.manifest import Count, Kind, Positive, SetSize, Sha256, ShardPath
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.prepare.download import map_ahead
-from unicl_cli.jobs.prepare.shards import MOST_WORDS
-from unicl_cli.jobs.prepare.units import PARTS, Unit
+from unicl_cli.jobs.prepare.shards.download import map_ahead
+from unicl_cli.jobs.prepare.shards.shards import MOST_WORDS
+from unicl_cli.jobs.prepare.shards.units import PARTS, Unit
 from unicl_cli.storage.documents import Document, read_document
 from unicl_cli.storage.files import list_names
 from unicl_cli.storage.remote import RemotePath

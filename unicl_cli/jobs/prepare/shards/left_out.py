@@ -11,11 +11,11 @@ import numpy as np
 from unicl_cli.data.shard_checks import ShardRules, read_columns
 from unicl_cli.errors import UniclError
 from unicl_cli.formats import count_of
-from unicl_cli.jobs.prepare.download import host_of
-from unicl_cli.jobs.prepare.parts import PartMarker, read_in_order
-from unicl_cli.jobs.prepare.prepared_row import Rejected, read_rejects
-from unicl_cli.jobs.prepare.staged import NOT_COMPARED
-from unicl_cli.jobs.prepare.units import rejects_of
+from unicl_cli.jobs.prepare.shards.download import host_of
+from unicl_cli.jobs.prepare.shards.parts import PartMarker, read_in_order
+from unicl_cli.jobs.prepare.shards.prepared_row import Rejected, read_rejects
+from unicl_cli.jobs.prepare.shards.staged import NOT_COMPARED
+from unicl_cli.jobs.prepare.shards.units import rejects_of
 from unicl_cli.storage.text_hashes import hash_text, is_among
 
 _WORST = 10

@@ -20,26 +20,26 @@ from unicl_cli.data.sources.lists.record import BAD_LINE
 from unicl_cli.data.sources.resolve import SourceSpec, open_sources
 from unicl_cli.data.text import clean, has_markup
 from unicl_cli.errors import Remark, UniclError
-from unicl_cli.jobs.prepare.classes import (
+from unicl_cli.jobs.prepare.plan.classes import (
     ClassImages,
     describe_empty_classes,
     describe_names,
     find_class_images,
     merge_classes,
 )
-from unicl_cli.jobs.prepare.concepts import choose_by_options, read_queries
-from unicl_cli.jobs.prepare.download import MEAN_BYTES, Downloads, url_of
-from unicl_cli.jobs.prepare.duplicates import NO_DUPLICATES, Duplicates
-from unicl_cli.jobs.prepare.group_checks import check_groups
-from unicl_cli.jobs.prepare.holdout import TRAIN, Holdout, ReadSource, hold_out
-from unicl_cli.jobs.prepare.left_out import LeftOut
-from unicl_cli.jobs.prepare.not_in import OtherCorpus, open_others
-from unicl_cli.jobs.prepare.request import PrepareOptions
-from unicl_cli.jobs.prepare.row_checks import check_file_names, check_keys, check_labels
-from unicl_cli.jobs.prepare.rows import Rows
-from unicl_cli.jobs.prepare.shards import VERSIONS, MediaError, media_of, stored_media
-from unicl_cli.jobs.prepare.taxonomy import PlacedClasses, describe_inner_rows, place_in_taxonomy
-from unicl_cli.jobs.prepare.units import MAX_GROUP_ROWS, MAX_UNIT_ROWS, Unit, Work, cut_into_units
+from unicl_cli.jobs.prepare.plan.concepts import choose_by_options, read_queries
+from unicl_cli.jobs.prepare.plan.duplicates import NO_DUPLICATES, Duplicates
+from unicl_cli.jobs.prepare.plan.group_checks import check_groups
+from unicl_cli.jobs.prepare.plan.holdout import TRAIN, Holdout, ReadSource, hold_out
+from unicl_cli.jobs.prepare.plan.request import PrepareOptions
+from unicl_cli.jobs.prepare.plan.row_checks import check_file_names, check_keys, check_labels
+from unicl_cli.jobs.prepare.plan.rows import Rows
+from unicl_cli.jobs.prepare.plan.taxonomy import PlacedClasses, describe_inner_rows, place_in_taxonomy
+from unicl_cli.jobs.prepare.shards.download import MEAN_BYTES, Downloads, url_of
+from unicl_cli.jobs.prepare.shards.left_out import LeftOut
+from unicl_cli.jobs.prepare.shards.not_in import OtherCorpus, open_others
+from unicl_cli.jobs.prepare.shards.shards import VERSIONS, MediaError, media_of, stored_media
+from unicl_cli.jobs.prepare.shards.units import MAX_GROUP_ROWS, MAX_UNIT_ROWS, Unit, Work, cut_into_units
 from unicl_cli.pages.text import shorten
 
 SEED = 0

@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress as Bar
 
-from unicl_cli.jobs.prepare import progress
-from unicl_cli.jobs.prepare.progress import Progress
+from unicl_cli.jobs.prepare.shards import progress
+from unicl_cli.jobs.prepare.shards.progress import Progress
 
 MANY = {"duplicate": 31900, "no_text": 11, "bomb": 9, "unsupported_format": 2}
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from unicl_cli.data.sources.resolve import SourceSpec, name_sources
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.prepare.download import Downloads
+from unicl_cli.jobs.prepare.shards.download import Downloads
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unicl_cli.data.near_images import THUMB_BYTES, find_nearly_equal
-from unicl_cli.jobs.prepare.units import Unit
+from unicl_cli.jobs.prepare.shards.units import Unit
 from unicl_cli.storage.files import open_copy
 
 SIGNATURE = np.dtype([("hash", "<u8"), ("thumb", "u1", (THUMB_BYTES,)), ("state", "u1")])

@@ -20,11 +20,11 @@ from unicl_cli.data.fetch import FetchError
 from unicl_cli.data.media import MAX_MEDIA_BYTES, MediaError
 from unicl_cli.data.pictures import ImageError, examine
 from unicl_cli.data.sources.lists.record import BAD_LINE
-from unicl_cli.jobs.prepare.download import AHEAD, DOWNLOADS, download, host_of, map_ahead, origin_of, url_of
-from unicl_cli.jobs.prepare.not_in import SAME, Known, open_index
-from unicl_cli.jobs.prepare.prepared_row import PreparedRow, Rejected
-from unicl_cli.jobs.prepare.staged import ComparedRows, read_staged
-from unicl_cli.jobs.prepare.units import Work
+from unicl_cli.jobs.prepare.shards.download import AHEAD, DOWNLOADS, download, host_of, map_ahead, origin_of, url_of
+from unicl_cli.jobs.prepare.shards.not_in import SAME, Known, open_index
+from unicl_cli.jobs.prepare.shards.prepared_row import PreparedRow, Rejected
+from unicl_cli.jobs.prepare.shards.staged import ComparedRows, read_staged
+from unicl_cli.jobs.prepare.shards.units import Work
 from unicl_cli.storage.files import replace_durably, temporary_beside, write_atomic
 
 THREADS = 4

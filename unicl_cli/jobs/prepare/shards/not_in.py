@@ -27,8 +27,8 @@ from unicl_cli.data.near_images import (
 from unicl_cli.data.pictures import Examined, ImageError, decode
 from unicl_cli.data.sources.resolve import split_options
 from unicl_cli.errors import UniclError, did_you_mean
-from unicl_cli.jobs.prepare.download import map_ahead
-from unicl_cli.jobs.prepare.progress import Progress
+from unicl_cli.jobs.prepare.shards.download import map_ahead
+from unicl_cli.jobs.prepare.shards.progress import Progress
 from unicl_cli.storage.files import open_copy, replace_durably, temporary_beside
 from unicl_cli.storage.remote import place_of
 

@@ -11,8 +11,8 @@ from unicl_cli.data.taxonomy import Node, Taxonomy, build_taxonomy, nodes_of_pat
 from unicl_cli.data.taxonomy_file import parse_spec, read_taxonomy
 from unicl_cli.errors import UniclError
 from unicl_cli.formats import count_of, list_first
-from unicl_cli.jobs.prepare.classes import FoldedName, fold_name
-from unicl_cli.jobs.prepare.rows import NO_DEPTHS, Adoption, Depths, Rows
+from unicl_cli.jobs.prepare.plan.classes import FoldedName, fold_name
+from unicl_cli.jobs.prepare.plan.rows import NO_DEPTHS, Adoption, Depths, Rows
 
 FOLDERS = "folders"
 """The value of `--taxonomy` by which the keys of classes are paths in it."""

@@ -15,8 +15,8 @@ import pyarrow as pa
 from unicl_cli.contracts import Row
 from unicl_cli.data.corpus_format import schema_of
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.prepare.prepared_row import PreparedRow, Rejected, read_rejects
-from unicl_cli.jobs.prepare.units import Work
+from unicl_cli.jobs.prepare.shards.prepared_row import PreparedRow, Rejected, read_rejects
+from unicl_cli.jobs.prepare.shards.units import Work
 from unicl_cli.storage.files import open_copy, replace_durably, temporary_beside
 from unicl_cli.storage.json_text import parse_json
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from unicl_cli.jobs.prepare.rows import Numbers
+from unicl_cli.jobs.prepare.plan.rows import Numbers
 from unicl_cli.storage.buckets import Buckets
 
 Integers = NDArray[np.integer]

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from unicl_cli.contracts import NO_LABEL, DatasetSource, Row
 from unicl_cli.data.manifest import Count, Name
 from unicl_cli.errors import Remark, UniclError
-from unicl_cli.jobs.prepare.even_choice import Integers, Order, choose_evenly
-from unicl_cli.jobs.prepare.image_groups import RowList, number_images
-from unicl_cli.jobs.prepare.request import PrepareOptions
-from unicl_cli.jobs.prepare.rows import Adoption, Numbers, SplitRows
-from unicl_cli.jobs.prepare.shards import json_bytes
+from unicl_cli.jobs.prepare.plan.even_choice import Integers, Order, choose_evenly
+from unicl_cli.jobs.prepare.plan.image_groups import RowList, number_images
+from unicl_cli.jobs.prepare.plan.request import PrepareOptions
+from unicl_cli.jobs.prepare.plan.rows import Adoption, Numbers, SplitRows
+from unicl_cli.jobs.prepare.shards.shards import json_bytes
 from unicl_cli.storage.documents import Document, read_document
 from unicl_cli.storage.files import write_atomic
 

@@ -17,11 +17,11 @@ from toys import prepared, put
 from unicl_cli.contracts import Row
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.pictures import Extent
-from unicl_cli.jobs.prepare.even_choice import apportion, choose_evenly
-from unicl_cli.jobs.prepare.holdout import FILE
-from unicl_cli.jobs.prepare.image_groups import UNREADABLE, RowList, number_images
-from unicl_cli.jobs.prepare.plan import make_plan
-from unicl_cli.jobs.prepare.request import PrepareOptions, PrepareRequest
+from unicl_cli.jobs.prepare.plan.even_choice import apportion, choose_evenly
+from unicl_cli.jobs.prepare.plan.holdout import FILE
+from unicl_cli.jobs.prepare.plan.image_groups import UNREADABLE, RowList, number_images
+from unicl_cli.jobs.prepare.plan.plan import make_plan
+from unicl_cli.jobs.prepare.plan.request import PrepareOptions, PrepareRequest
 
 
 def picture(seed, size=(8, 8)):
@@ -270,7 +270,7 @@ def test_equal_numbers_are_equal_bytes_wherever_they_lie(data, tmp_path_factory)
 
 
 def test_images_of_sizes_of_their_own_are_not_read(tmp_path, monkeypatch):
-    from unicl_cli.jobs.prepare import image_groups
+    from unicl_cli.jobs.prepare.plan import image_groups
 
     read = []
     whole = image_groups._hash_file

@@ -11,7 +11,7 @@ from unicl_cli.cli import main, run
 from unicl_cli.contracts import ClassName, Row
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.prepare.taxonomy import place_in_taxonomy
+from unicl_cli.jobs.prepare.plan.taxonomy import place_in_taxonomy
 
 TREE = "name,parent\nthing,\nanimal,thing\nplant,thing\ncat,animal\ndog,animal\nsiamese,cat\npersian,cat\nbeagle,dog\n"
 

@@ -16,8 +16,8 @@ from toys import prepared, put, rows_of
 
 from unicl_cli.contracts import Row
 from unicl_cli.data.corpus import open_corpus
-from unicl_cli.jobs.prepare.duplicates import find_duplicates, read_duplicates
-from unicl_cli.jobs.prepare.units import Unit
+from unicl_cli.jobs.prepare.plan.duplicates import find_duplicates, read_duplicates
+from unicl_cli.jobs.prepare.shards.units import Unit
 
 
 def picture(seed, size=(24, 20)):

@@ -12,11 +12,11 @@ from unicl_cli.data.sources.lists.lines import URL_FAULT
 from unicl_cli.data.sources.lists.record import BAD_LINE
 from unicl_cli.data.sources.resolve import SourceSpec
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.prepare.image_groups import RowList, number_images
-from unicl_cli.jobs.prepare.plan import _describe_row, make_plan
-from unicl_cli.jobs.prepare.request import PrepareOptions
-from unicl_cli.jobs.prepare.row_checks import check_keys
-from unicl_cli.jobs.prepare.rows import Adoption, Rows, SplitRows
+from unicl_cli.jobs.prepare.plan.image_groups import RowList, number_images
+from unicl_cli.jobs.prepare.plan.plan import _describe_row, make_plan
+from unicl_cli.jobs.prepare.plan.request import PrepareOptions
+from unicl_cli.jobs.prepare.plan.row_checks import check_keys
+from unicl_cli.jobs.prepare.plan.rows import Adoption, Rows, SplitRows
 from unicl_cli.storage import buckets, spool
 from unicl_cli.storage.derived import Derived
 

@@ -12,7 +12,7 @@ from unicl_cli.data.class_numbers import describe_doubtful_names
 from unicl_cli.data.number_spellings import number_of
 from unicl_cli.data.text import clean
 from unicl_cli.errors import Remark, UniclError
-from unicl_cli.jobs.prepare.rows import Rows
+from unicl_cli.jobs.prepare.plan.rows import Rows
 from unicl_cli.pages.text import shorten
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")

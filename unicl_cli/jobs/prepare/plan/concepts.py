@@ -20,8 +20,8 @@ from unicl_cli.data.class_mentions import ClassNameFinder, split_text
 from unicl_cli.data.sources.text_file import read_strict_lines
 from unicl_cli.errors import Remark, UniclError
 from unicl_cli.formats import count_of
-from unicl_cli.jobs.prepare.holdout import TRAIN, ReadSource
-from unicl_cli.jobs.prepare.request import PrepareOptions
+from unicl_cli.jobs.prepare.plan.holdout import TRAIN, ReadSource
+from unicl_cli.jobs.prepare.plan.request import PrepareOptions
 from unicl_cli.storage.derived import Derived
 from unicl_cli.storage.text_hashes import hash_text
 

@@ -16,8 +16,8 @@ from image_server import ImageServer, draw_png
 from unicl_cli.cli import main
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.fetch import FetchError
-from unicl_cli.jobs.prepare import download
-from unicl_cli.jobs.prepare.download import Backlog, host_of, map_ahead
+from unicl_cli.jobs.prepare.shards import download
+from unicl_cli.jobs.prepare.shards.download import Backlog, host_of, map_ahead
 
 FAULTS = {"404": "http_404", "503": "http_503", "html": "not_image", "empty": "empty", "short": "short_body"}
 FAULTS |= {"reset": "reset", "loop": "too_many_redirects", "robots": "robots"}
@@ -287,7 +287,7 @@ def test_a_process_that_is_stopped_waits_for_no_download():
     """``--dry-run`` waited a minute for its threads after Ctrl-C."""
     code = (
         "import threading\n"
-        "from unicl_cli.jobs.prepare.download import map_ahead\n"
+        "from unicl_cli.jobs.prepare.shards.download import map_ahead\n"
         "for _ in map_ahead(lambda n: n and threading.Event().wait(), range(9), threads=2, ahead=4):\n"
         "    raise KeyboardInterrupt\n"
     )

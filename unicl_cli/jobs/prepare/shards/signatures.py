@@ -14,11 +14,11 @@ import numpy as np
 from unicl_cli.contracts import DatasetSource, Row
 from unicl_cli.data.near_images import are_flat, as_hash, make_thumbnail
 from unicl_cli.data.pictures import ImageError, decode, examine
-from unicl_cli.jobs.prepare.prepared_row import PreparedRow, Rejected
-from unicl_cli.jobs.prepare.scopes import COMPARABLE, FLAT_IMAGE, SIGNATURE
-from unicl_cli.jobs.prepare.shards import THREADS, RowTools, Tick, prepare_rows, row_chunks, usable_texts
-from unicl_cli.jobs.prepare.staged import NO_DIGEST, digest_of, write_staged
-from unicl_cli.jobs.prepare.units import PARTS, Unit, Work
+from unicl_cli.jobs.prepare.shards.prepared_row import PreparedRow, Rejected
+from unicl_cli.jobs.prepare.shards.scopes import COMPARABLE, FLAT_IMAGE, SIGNATURE
+from unicl_cli.jobs.prepare.shards.shards import THREADS, RowTools, Tick, prepare_rows, row_chunks, usable_texts
+from unicl_cli.jobs.prepare.shards.staged import NO_DIGEST, digest_of, write_staged
+from unicl_cli.jobs.prepare.shards.units import PARTS, Unit, Work
 from unicl_cli.storage.files import list_names, write_atomic
 
 
