@@ -32,6 +32,7 @@ BUILTIN = {
     "mix": "Mix a model and its fine-tuned self, and find the best share.",
     "zeroshot": "Classify images by class names.",
     "search": "Find the images, texts or media of a corpus that are nearest to a query.",
+    "export": "Write a model in the layout of open_clip, ready for the hub.",
     "bench": "Measure speed and memory, alone or against open_clip.",
     "runs": "List the trainings of a folder, or show one.",
     "recipes": "List, show, copy, check and compare recipes.",
@@ -54,7 +55,8 @@ OTHER_NAMES = {
     **dict.fromkeys(("env", "system", "version", "diagnose"), "doctor"),
     **dict.fromkeys(("benchmark", "speed", "profile"), "bench"),
     **dict.fromkeys(("to-webdataset", "to-hf", "export-dataset", "export-data"), "export-corpus"),
-    **dict.fromkeys(("export", "to-onnx", "deploy"), "onnx"),
+    **dict.fromkeys(("publish", "push", "upload", "save", "to-open-clip"), "export"),
+    **dict.fromkeys(("to-onnx", "deploy"), "onnx"),
 }
 """Names that other tools have for a command -> the command; a command or plugin of that name comes first."""
 REPORT = "This is a bug in unicl: please report it with the lines above and the output of `unicl doctor --json`."

@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import os
-import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -27,6 +26,7 @@ from unicl_cli.jobs.export_corpus.webdataset import WebDatasetFormat
 from unicl_cli.jobs.prepare.shards.progress import Progress, note
 from unicl_cli.storage.documents import Document, read_document
 from unicl_cli.storage.files import discard, remove_leftovers, replace_durably, temporary_beside, write_atomic
+from unicl_cli.storage.hub import check_licence
 from unicl_cli.storage.json_output import format_json
 from unicl_cli.storage.lock import check_unused, lock_folder
 
@@ -38,7 +38,6 @@ STATE, PLAN, LOCK = ".unicl-export", "plan.json", ".lock"
 MEGA = 1_000_000
 AGAIN = "run the same command again to continue"
 ANOTHER = "choose another directory with -o"
-_LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,60}")
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _NOTES = {
     "several_texts": "with several captions: the text of the sample is the first, and its JSON has all",
@@ -106,10 +105,7 @@ def plan_export(corpus: Corpus, request: ExportRequest) -> Export:
     splits = [split for split in corpus.splits if not request.splits or split in request.splits]
     lines = class_lines(corpus)
     licence = request.licence or str((corpus.manifest.model_extra or {}).get("license") or "unknown")
-    if not _LICENSE.fullmatch(licence):
-        raise UniclError(
-            f"--license {licence}: is not an identifier of the hub", "write for example cc-by-4.0 or other"
-        )
+    check_licence(licence)
     if request.format == "webdataset":
         wording = Wording(corpus.classes, groups_of(corpus.classes), load_templates(corpus.templates))
         layout: Format = WebDatasetFormat(corpus, request.out, wording, lines)
