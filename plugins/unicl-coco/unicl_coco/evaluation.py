@@ -108,7 +108,8 @@ def average_precisions(
     left_out = "segmentation" if kind == "bbox" else "bbox"  # with a box, an object's size would be that of the box
     own = [{key: value for key, value in one.items() if key != left_out} for one in found]
     reference = COCO(json.loads(json.dumps(truth)))
-    run: Any = COCOeval_faster(reference, reference.loadRes(own), kind)
+    answers = reference.loadRes(own) if own else COCO({**truth, "annotations": []})  # older ones read the first answer
+    run: Any = COCOeval_faster(reference, answers, kind)
     run.evaluate()
     run.accumulate()
     run.summarize()

@@ -210,6 +210,7 @@ def test_images_that_are_encoded_once_survive_kills_and_are_the_same_on_two_proc
     with pytest.raises(RuntimeError, match=r"exit (code )?9"):
         on_ranks(1, *words, corpora / "killed", UNICL_TEST_CRASH="before_latest:step-00000006")
     on_ranks(1, *words, corpora / "killed")
-    assert furthest(corpora / "once", corpora / "killed") == 0
+    on_ranks(1, *words, corpora / "whole")  # a rank has one thread; the number of threads may change the last bit
+    assert furthest(corpora / "whole", corpora / "killed") == 0
     on_ranks(2, *words, corpora / "once-2")
     assert furthest(corpora / "once", corpora / "once-2") < 1e-4
