@@ -24,19 +24,19 @@ from unicl_cli.storage.streams import STDOUT, discard_stdout, protect_streams, r
 BUILTIN = {
     "prepare": "Make a corpus of labels, captions and images.",
     "export-corpus": "Write a corpus as WebDataset tars or a `datasets` repository.",
-    "inspect": "Say what is in a corpus, a batch, a checkpoint or a run.",
+    "inspect": "Show what is in a corpus, a batch, a checkpoint or a run.",
     "train": "Train a recipe; the same command continues it after an interruption.",
     "eval": "Measure zero-shot accuracy and retrieval of a model.",
     "compare": "Compare models on the same rows, with intervals and tests.",
     "probe": "Fit a linear classifier on a model's image features.",
-    "mix": "Mix a model and its fine-tuned self, and find the best share.",
+    "mix": "Average the weights before and after fine-tuning (WiSE-FT).",
     "zeroshot": "Classify images by class names.",
     "search": "Find the images, texts or media of a corpus that are nearest to a query.",
     "bench": "Measure speed and memory, alone or against open_clip.",
-    "runs": "List the trainings of a folder, or show one.",
+    "runs": "List the training runs of a folder, or show one.",
     "recipes": "List, show, copy, check and compare recipes.",
-    "plugins": "List the parts that recipes can name, and what they take.",
-    "doctor": "Check whether this machine can train, and say what is in the way.",
+    "plugins": "List the parts that recipes can name, with their options.",
+    "doctor": "Check whether this machine can train, with a hint for each problem.",
 }
 """Name and summary of each first-party command; its module is `unicl_cli.commands.NAME`, with _ for -."""
 OTHER_NAMES = {

@@ -121,14 +121,12 @@ Data = Annotated[
         "--data", metavar="CORPUS", help="Corpus to measure on; may be repeated. Default: those of the recipe."
     ),
 ]
-Split = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Split to measure on. Default: test, or val without one.")
-]
+Split = Annotated[str | None, typer.Option(metavar="NAME", help="Split to measure on. Default: test, else val.")]
 Candidates = Annotated[
     str,
     typer.Option(
         metavar="CLASSES",
-        help="Classes that may be answered: all (of the corpus and the model), corpus, a,b,c or @FILE.",
+        help="Classes to choose from: all (of the corpus and the model), corpus, a,b,c or @FILE.",
     ),
 ]
 Template = Annotated[

@@ -20,7 +20,7 @@ from unicl_cli.storage.json_output import format_json, print_json
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    help="List the parts that recipes can name, and what they take.",
+    help="List the parts that recipes can name, with their options.",
     epilog=examples("unicl plugins ls", "unicl plugins show losses unicl"),
 )
 TOWER = (
@@ -118,7 +118,7 @@ def show(
     ],
     as_json: Json = False,
 ) -> None:
-    """Show the origin, the purpose, the options and the use of a part."""
+    """Show a part's origin, purpose, options and use."""
     entry = registry.find(_check_kind(kind), name)
     part = registry.get(kind, name)
     about, place, options = _describe_command(part) if kind == "commands" else _describe_factory(part, kind, name)

@@ -101,7 +101,7 @@ def train(
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="With --dry-run: show what fits a card of this memory, such as 24GiB or 24GB (24 means GiB).",
+            help="With --dry-run: show what fits a GPU with this memory, such as 24GiB or 24GB (24 means GiB).",
             rich_help_panel=PLAN,
         ),
     ] = None,
@@ -116,7 +116,7 @@ def train(
     ] = None,
     node_rank: Annotated[
         int | None,
-        typer.Option(min=0, metavar="N", help="Number of this machine, from 0.", rich_help_panel=MACHINES),
+        typer.Option(min=0, metavar="N", help="Index of this machine, from 0.", rich_help_panel=MACHINES),
     ] = None,
     rdzv: Annotated[
         str | None,
@@ -143,7 +143,7 @@ def train(
     ] = 0,
     requeue: Annotated[
         bool,
-        typer.Option("--requeue", help="Put the SLURM job back into the queue on SIGUSR1.", rich_help_panel=MACHINES),
+        typer.Option("--requeue", help="Requeue the SLURM job on SIGUSR1.", rich_help_panel=MACHINES),
     ] = False,
     json_: Json = False,
     quiet: Quiet = False,

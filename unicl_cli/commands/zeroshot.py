@@ -119,7 +119,7 @@ def zeroshot(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Answer at this rank of a taxonomy, with the probabilities of all classes below.",
+            help="Choose among the classes of this rank of a taxonomy; each sums up the leaves below it.",
             rich_help_panel=ANSWERS,
         ),
     ] = None,

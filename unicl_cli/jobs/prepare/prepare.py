@@ -146,7 +146,7 @@ def _plan_retries(
     check_versions(plan, saved, out, allow_version_mix=allow_version_mix)
     again = add_retries(plan, saved, out, [markers[unit.marker] for unit in units])
     if again is saved:
-        note("no URL failed for a reason that can pass")
+        note("no URL failed for a temporary reason")
     return again
 
 
