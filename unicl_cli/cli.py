@@ -64,7 +64,7 @@ SHOWN_NAME = 60
 """The most letters that an error repeats of a name that is too long."""
 HELP = ["-h", "--help"]
 FEW_OPTIONS = 10
-"""Up to so many options stand in one panel of `--help`."""
+"""Up to this number of options, `--help` shows one panel."""
 
 
 MAX_INTEGER = 2**31 - 1

@@ -44,8 +44,8 @@ def problems_of(
 ) -> list[RecipeProblem]:
     """Return pydantic's errors in a recipe's words, one per place.
 
-    ``schema`` is the JSON schema of valid data, ``raw`` the data itself, ``loc`` its place in the recipe.
-    ``siblings`` are keys that are valid beside those of the schema, for the did-you-mean.
+    ``schema`` is the JSON schema of valid data, ``raw`` the data itself, ``loc`` its place in the recipe. ``siblings``
+    are further valid keys, for the did-you-mean.
     """
     faults: dict[Loc, list[Any]] = {}
     for fault in error.errors(include_url=False):

@@ -1,4 +1,4 @@
-"""Checkpoints: weights, optimizer state and step, in files that are whole or absent and equal for any world size."""
+"""Checkpoints: weights, optimizer state and step, written atomically, and the same files for any world size."""
 
 import json
 import os
@@ -88,8 +88,8 @@ def save(
 ) -> Path:
     """Write ``root/step-00000100`` for ``facts["step"] == 100`` and point ``root/latest`` at it; all ranks call it.
 
-    Every file is synced before the folder gets its name, so a cut at any moment leaves the last checkpoint usable.
-    ``average``: the moving average of the weights, by name.
+    Every file is synced before the folder gets its name, so an interruption at any moment leaves the last checkpoint
+    usable. ``average``: the moving average of the weights, by name.
     """
     files = state_of(module, optimizer, average, copy=False)
     problem: OSError | SafetensorError | None = None

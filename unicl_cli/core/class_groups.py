@@ -86,7 +86,7 @@ def _find_repeated_rank(key: str, groups: Mapping[str, str], parents: Mapping[st
 def ancestors_of(classes: Sequence[ClassName]) -> tuple[tuple[int, ...], ...]:
     """Return for each class its own number and those of the classes above it.
 
-    A root that all classes share is left out, of its own too: it tells nothing apart.
+    A root that all classes share is left out, also for itself: it distinguishes nothing.
     """
     parents = find_parents(classes)
     roots = [number for number, parent in enumerate(parents) if parent == NO_PARENT]
