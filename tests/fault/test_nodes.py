@@ -208,4 +208,4 @@ def test_a_job_that_is_told_so_goes_back_into_the_queue(tmp_path, digits):
     assert [code for code, _, _ in results] == [75, 75], results
     asked = (tmp_path / "asked").read_text().splitlines()
     assert [line for line in asked if not line.startswith("show")] == [f"requeue {port - 20000}"]
-    assert f"job {port - 20000} goes back into the queue" in results[0][2]
+    assert f"job {port - 20000} is requeued" in results[0][2]

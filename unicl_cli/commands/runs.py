@@ -1,4 +1,4 @@
-"""`unicl runs`: a table of the runs in a folder, or the story of one."""
+"""`unicl runs`: a table of the runs in a folder, or the course of one."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`unicl train RECIPE`: a new training, or the rest of an interrupted one."""
+"""`unicl train RECIPE`: a new training, or the continuation of an interrupted one."""
 
 import os
 import sys
@@ -258,7 +258,7 @@ def time_work(work: Callable[[], None]) -> float:
 
 
 def show_end(recipe: "Recipe", run: Path, seconds: float) -> None:
-    """Show the figures of a finished run and the next command, from the first process."""
+    """Show the metrics of a finished run and the next command, from the first process."""
     from unicl_cli.jobs.train.announce import closing_lines
     from unicl_cli.launch.process import is_peer
 

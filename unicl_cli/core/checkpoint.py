@@ -207,7 +207,9 @@ def load_optimizer(module: nn.Module, optimizer: Any, path: Path) -> None:
         name, _, field = key.rpartition("/")
         parameter = parameters.get(name)
         if parameter is None or (value.ndim == parameter.ndim and value.ndim and value.shape != parameter.shape):
-            raise UniclError(f"{path}: {key} is of no parameter here", "use the recipe that it was trained with")
+            raise UniclError(
+                f"{path}: {key} belongs to no parameter of this model", "use the recipe that it was trained with"
+            )
         if value.ndim:
             value = shard_like(value.to(parameter.device), parameter)
         if value.shape == parameter.shape and value.stride() != parameter.stride():  # else updates run one by one

@@ -123,7 +123,7 @@ def has_sizes(folder: Path) -> bool:
 def _read_listing(folder: Path) -> dict[str, tuple[int, str]]:
     facts = read_document(folder / TRAINER, CheckpointFacts, _HINT)
     if _NAME.fullmatch(folder.name) and step_of(folder) != facts.step:
-        raise UniclError(f"{folder / TRAINER}: damaged: is of step {facts.step}", _HINT)
+        raise UniclError(f"{folder / TRAINER}: damaged: says step {facts.step}", _HINT)
     return facts.files
 
 

@@ -1,4 +1,4 @@
-"""The order of a training whose batches hold P classes with K rows of each, beside its captions."""
+"""The order of a training whose batches hold P classes with K rows of each, and captions."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -37,7 +37,7 @@ def order_by_class(
         raise UniclError(f"{KEY}: the mix has no rows with labels", f"set {KEY}=null, or add a corpus with labels")
     if any(s.weight != 1 for s in own):
         raise UniclError(
-            f"{KEY}: a batch takes classes, so the weight of a corpus with labels means nothing",
+            f"{KEY}: batches are drawn by class, so the weight of a corpus with labels has no effect",
             "remove weight from data.train, or use data.balance instead",
         )
     count = count_classes(asked, batch_size * (Fraction(1) if is_alternating else share), batch_size)

@@ -1,4 +1,4 @@
-"""Remover of the parts of a PNG or JPEG that its pixels do not need, among them those that Pillow refuses."""
+"""Removal of the parts of a PNG or JPEG that its pixels do not need, including those that Pillow refuses."""
 
 import zlib
 from collections.abc import Iterator

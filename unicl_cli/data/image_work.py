@@ -34,7 +34,7 @@ _START = b"\xff\xd8"
 
 
 class TooCostlyError(Exception):
-    """An image that takes far more work than its pixels; the message says what there is too much of."""
+    """An image that takes far more work than its number of pixels needs; the message names what it has too much of."""
 
 
 class MeteredFile(io.BytesIO):
@@ -52,7 +52,7 @@ class MeteredFile(io.BytesIO):
 
 
 def is_short(data: bytes) -> bool:
-    """Return whether only the pixels of an image can be costly, as of most: its parts are not counted."""
+    """Return whether only the pixels of an image can be costly, as is usual; its parts are then not counted."""
     return len(data) <= SMALL and data.startswith(_SHORT)
 
 
@@ -107,7 +107,7 @@ def iter_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield (marker, start, end) for the segments of a JPEG before its first scan, found as Pillow does."""
     place = 2
     for _ in range(MAX_SEGMENTS):
-        place = data.find(b"\xff", place)  # what is not a marker is passed over
+        place = data.find(b"\xff", place)  # what is not a marker is skipped
         if place < 0 or place + 4 > len(data):
             return
         marker = data[place + 1]

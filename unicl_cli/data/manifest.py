@@ -274,4 +274,4 @@ def splits_of(shards: Collection[Shard]) -> tuple[str, ...]:
 
 def repair_hint(folder: Path) -> str:
     """Return the hint for damaged shards."""
-    return f"make the damaged shards again: unicl prepare --repair -o {shlex.quote(str(folder))}"
+    return f"rebuild the damaged shards: unicl prepare --repair -o {shlex.quote(str(folder))}"

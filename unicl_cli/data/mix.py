@@ -21,7 +21,7 @@ from unicl_cli.data.transforms import TrainTransform
 
 LABELS, CAPTIONS = "labels", "captions"
 BOTH = "both"
-"""The choice of texts by which a row with a label and captions shows a prompt beside a caption."""
+"""The choice of texts by which a row with a label and captions shows both a prompt and a caption."""
 At = tuple[int, int, int, int]
 """Place of a sample: strand, row of the strand, step, draw."""
 
@@ -29,7 +29,7 @@ At = tuple[int, int, int, int]
 class TextChoice(NamedTuple):
     """Options for a row's text. ``labelled`` (prompt | caption | mixed | both) is for rows with a label and captions.
 
-    ``naming`` says what the classes mean that the caption of a row without a label names; None: nothing.
+    ``naming`` handles the classes that the caption of a row without a label names; None: they mean nothing.
     """
 
     labelled: str

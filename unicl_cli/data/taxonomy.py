@@ -110,14 +110,16 @@ def _order_ranks(origin: str, nodes: Mapping[str, Node], depths: Mapping[str, in
     hint = "give each level a rank of its own, or leave the ranks out"
     if twice := next((rank for rank, of in below.items() if rank in of), None):
         child = below[twice][twice]
-        raise UniclError(f"{origin}: '{child}' and '{nodes[child].parent}' above it have one rank, '{twice}'", hint)
+        raise UniclError(
+            f"{origin}: '{child}' and '{nodes[child].parent}' above it have the same rank, '{twice}'", hint
+        )
     if len(first) > MOST_GROUPS:
-        raise UniclError(f"{origin}: has {len(first):,} ranks; the most are {MOST_GROUPS}", "leave some levels out")
+        raise UniclError(f"{origin}: has {len(first):,} ranks; the limit is {MOST_GROUPS}", "leave some levels out")
     try:  # the deepest ranks come first: a rank follows all that are below it
         upward = list(TopologicalSorter({rank: sorted(below.get(rank, ())) for rank in first}).static_order())
     except CycleError as error:
         loop: list[str] = error.args[1]
-        raise UniclError(f"{origin}: the ranks {list_first(loop)} stand above each other", hint) from error
+        raise UniclError(f"{origin}: the ranks {list_first(loop)} are each above the other", hint) from error
     deeper: dict[str, frozenset[str]] = {}
     for rank in upward:
         own = below.get(rank, {})

@@ -158,7 +158,7 @@ class _Nodes:
                 raise UniclError(
                     f"{self.path}: {place}: '{node.key}' has two {what}: '{new}', and '{old}' in "
                     f"{self.places[node.key]}",
-                    "give each node one place; tell two nodes of one name apart by a path: fruit/orange",
+                    "give each node one place; distinguish nodes of one name by their paths: fruit/orange",
                 )
         names = tuple(dict.fromkeys((*before.names, *node.names)))
         written = tuple(dict.fromkeys((*before.written, *node.written)))

@@ -89,7 +89,7 @@ def list_steps(step: Any, place: str) -> Iterator[dict[str, Any]]:
         raise ValueError(f"{place}: unknown type {known.get('type')!r}")
     for key in ("content", "prepend", "precompiled_charsmap"):
         if not isinstance(known.get(key, ""), str | None):
-            raise ValueError(f"{place}: {key} should be a text")
+            raise ValueError(f"{place}: {key} should be a string")
     yield known
     if known["type"] == "Sequence":
         inner = known.get("normalizers" if place == "normalizer" else "pretokenizers")
@@ -101,9 +101,9 @@ def check_pattern(pattern: Any) -> None:
     """Raise ValueError for a pattern that matches nothing at every place, or that may try exponentially many ways."""
     text = next(iter(pattern.values()), None) if isinstance(pattern, dict) and len(pattern) == 1 else None
     if not isinstance(text, str) or not 0 < len(text) <= MAX_PATTERN:
-        raise ValueError(f"a pattern should be a text of 1 to {MAX_PATTERN} letters")
+        raise ValueError(f"a pattern should be a string of 1 to {MAX_PATTERN} letters")
     if "Regex" in pattern and is_risky(text):
-        raise ValueError(f"the pattern {text[:60]!r} may take endless time on some texts")
+        raise ValueError(f"the pattern {text[:60]!r} may take unbounded time on some texts")
 
 
 def is_risky(pattern: str) -> bool:

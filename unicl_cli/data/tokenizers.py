@@ -56,7 +56,7 @@ class TextTokenizer:
         frame = library.num_special_tokens_to_add(is_pair=False)
         if context_length <= frame:
             raise UniclError(
-                f"model.context_length: {context_length} leaves no room beside the {frame} special tokens of each text",
+                f"model.context_length: {context_length} leaves no room for words besides the {frame} special tokens",
                 f"set model.context_length to {frame + 1} or more",
             )
         self.library, self.context_length, self.clean, self.foreign = library, context_length, clean, foreign

@@ -24,7 +24,7 @@ REACH = 4.0
 KEPT_LOGITS = 1 << 24
 KEPT_ROWS = 1 << 14
 PATIENCE = 10
-"""Steps in a row that may bring next to nothing: what they promise is then below the resolution of the value."""
+"""Consecutive steps without progress that are allowed: the expected decrease is then below the value's resolution."""
 ROUGH = 1e-5
 """Relative tolerance of the search: its accuracies are those of the optimum within a row or two."""
 LEAST = 0.1

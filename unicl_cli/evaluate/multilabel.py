@@ -92,7 +92,7 @@ def sigmoid(z: Doubles) -> Doubles:
 
 
 class ClassFigures(NamedTuple):
-    """Figures of C classes; those without a positive have no average precision (NaN)."""
+    """Metrics of C classes; those without a positive have no average precision (NaN)."""
 
     positives: Numbers
     annotated: Numbers

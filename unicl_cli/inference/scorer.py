@@ -19,7 +19,7 @@ from unicl_cli.inference.encoder import Encoder
 
 SHOWN = 5
 MANY_CLASSES = 100
-"""The most classes whose prompts in several templates a pair score takes without being asked to."""
+"""Maximum number of classes that a pair score takes in several templates without the user's consent."""
 
 ALL = slice(None)
 """All classes of a scorer."""
@@ -183,7 +183,7 @@ def make_head_scorer(encoder: Encoder, loss: Any, classes: Sequence[ClassName]) 
 
 
 def no_class_known(model: str, names: Sequence[str]) -> UniclError:
-    """Return the error for a classifier none of whose own classes is asked for."""
+    """Return the error for a classifier whose own classes do not include any of the requested ones."""
     return UniclError(
         f"model {model} knows none of these classes: {shorten_names(names)}",
         "use a model with a text tower, or `unicl probe`: this one has a classifier of its own classes",
@@ -274,9 +274,9 @@ def group_prompts(prompts: Sequence[Sequence[str]]) -> SharedPrompts:
 
 
 def check_prompt_count(loss: Any, classes: int, prompts: int) -> None:
-    """Raise UniclError for several ``prompts`` a class above ``MANY_CLASSES`` classes: each image is scored with each.
+    """Raise UniclError for several ``prompts`` per class above ``MANY_CLASSES`` classes.
 
-    A loss whose scores are cheap, or whose user has been asked, has ``many_prompts``.
+    Each image is scored with each prompt. A loss whose scores are cheap or whose user agreed has ``many_prompts``.
     """
     if classes <= MANY_CLASSES or prompts < 2 * classes or getattr(loss, "many_prompts", False):
         return

@@ -1,4 +1,4 @@
-"""HTML page of `unicl eval`: figures, recall per class, confusion pairs, and the most confident mistakes as images."""
+"""HTML page of `unicl eval`: metrics, recall per class, confusion pairs, and the most confident mistakes as images."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def pairs_section(
         for pair, count in shown
     ]
     head = ("", "class", "answered", "images", "% of the class")
-    note = f"{len(mistakes):,} of {entry['n']:,} images are answered with another class, in {len(counts):,} pairs."
+    note = f"{len(mistakes):,} of {entry['n']:,} images are classified as another class, in {len(counts):,} pairs."
     if len(counts) > len(shown):
         note += f" The {len(shown)} most frequent pairs are shown."
     return section("Confusion pairs", html.table(head, rows, left=3), note=note)
@@ -187,7 +187,7 @@ def mistakes_section(mistakes: Sequence[Mistake], images: RowImages) -> Html:
         )
         for mistake in shown
     )
-    note = f"The {len(shown)} wrong answers of which the model is surest. Check their labels first: they may be wrong."
+    note = f"The {len(shown)} most confident wrong predictions. Check their labels first: they may be wrong."
     return section("Most confident mistakes", wall, note=note)
 
 
@@ -222,7 +222,7 @@ def calibration_section(entry: Mapping[str, Any]) -> Html:
 
 
 def evaluator_section(name: str, figures: Mapping[str, Any]) -> Html:
-    """Return the figures of another evaluator; longer values are in the JSON alone."""
+    """Return the metrics of another evaluator; longer values are only in the JSON."""
     rows = [
         (key, f"{value:.4g}" if isinstance(value, float) else value)
         for key, value in figures.items()

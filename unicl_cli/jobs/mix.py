@@ -1,4 +1,4 @@
-"""`unicl mix`: weights interpolated between a model and its fine-tuned self, and the best point of the curve."""
+"""`unicl mix`: weights interpolated between a model before and after fine-tuning, and the best point of the curve."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def load_pair(old: str, new: str) -> tuple[tuple[Loaded, Loaded], list[str]]:
     own = resized.transform.size
     again = load_published(resized.name, image_size=target[0])
     again.step.eval()
-    note = f"{resized.name}: its positions are interpolated from {own[0]} to {target[0]} pixels, as in a training"
+    note = f"{resized.name}: its positions are interpolated from {own[0]} to {target[0]} pixels, as in training"
     return ((again, second) if resized is first else (first, again)), [note]
 
 

@@ -134,5 +134,5 @@ def requeue(job: str) -> None:
         reason = "" if done.returncode == 0 else done.stderr.strip() or f"exit code {done.returncode}"
     except (OSError, subprocess.SubprocessError) as error:
         reason = str(error)
-    said = f"warning: {' '.join(command)}: {reason}" if reason else f"job {job} goes back into the queue"
+    said = f"warning: {' '.join(command)}: {reason}" if reason else f"job {job} is requeued"
     write_line(said)

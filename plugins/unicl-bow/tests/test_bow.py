@@ -136,7 +136,7 @@ def test_unseen_words_are_named_in_one_line_and_a_class_without_words_is_refused
     loss.counts[3:6] = 1
     assert loss.check_prompts(torch.tensor([[1, 3, 4, 2]]), Names()) == []  # pyright: ignore[reportArgumentType]
     told = loss.check_prompts(torch.tensor([[1, 3, 7, 2], [1, 6, 2, 0]]), Names())  # pyright: ignore[reportArgumentType]
-    assert told == ["2 words or pieces of words of the classes are in no text of the training: word6, word7"]
+    assert told == ["2 words or pieces of words of the classes are in no training text: word6, word7"]
     with pytest.raises(UniclError, match="a class has no word"):
         loss.check_prompts(torch.tensor([[1, 3, 2], [1, 2, 0]]), Names())  # pyright: ignore[reportArgumentType]
     with pytest.raises(UniclError, match=r"loss\.pos_weight: 2 has no effect"):
@@ -181,7 +181,7 @@ def test_a_training_without_a_text_tower_scores_classes_and_names_what_it_never_
     assert main([*words, "--classes", "nine,zebra", "--template", "the digit {}."]) == 0
     out, err = capfd.readouterr()
     assert {item["label"] for item in json.loads(out)["top"]} == {"nine", "zebra"}
-    assert "are in no text of the training" in err
+    assert "are in no training text" in err
     assert err.count("\n") == 1
     images = ["prepare", "--images", str(tmp_path), "-o", str(tmp_path / "images"), "-q", "--workers", "1"]
     assert main(images) == 0

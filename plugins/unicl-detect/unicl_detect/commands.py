@@ -144,7 +144,7 @@ def shapes(
     count: Annotated[int, typer.Option(min=1, metavar="N", help="Training images.")] = 200,
     test: Annotated[int, typer.Option(min=1, metavar="N", help="Test images.")] = 100,
     size: Size = 96,
-    most: Annotated[int, typer.Option(min=1, max=50, metavar="N", help="Most shapes in an image.")] = 4,
+    most: Annotated[int, typer.Option(min=1, max=50, metavar="N", help="Maximum number of shapes in an image.")] = 4,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the scenes.")] = 0,
 ) -> None:
     """Write a small set in COCO's layout: scenes of drawn shapes with boxes and masks."""
@@ -161,7 +161,7 @@ def regions(
     run: Run,
     files: Files,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="JSON file to write.")],
-    most: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Most regions of an image.")] = 36,
+    most: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Maximum number of regions per image.")] = 36,
 ) -> None:
     """Write the regions of images as JSON: boxes, and the distribution over the classes (for ViLBERT)."""
     from unicl_coco.images import read_images
@@ -187,7 +187,7 @@ def draw(
     run: Run,
     files: Files,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="PNG file to write.")],
-    least: Annotated[float, typer.Option(min=0, max=1, metavar="P", help="Least score of a detection.")] = 0.5,
+    least: Annotated[float, typer.Option(min=0, max=1, metavar="P", help="Minimum score of a detection.")] = 0.5,
 ) -> None:
     """Draw the detections in images into one picture."""
     from torchvision.transforms.functional import to_pil_image

@@ -113,9 +113,11 @@ def check_boxes(rows: Rows, *, most: int) -> list[str]:
         total, lacking = total + 1, lacking + (count == 0)
     if lacking == total:
         raise UniclError("boxes: no row has any", "prepare a corpus with boxes, or set model.regions.boxes=grid")
-    warnings = [f"{lacking:,} of {total:,} rows have no boxes: nothing is seen of their images"] if lacking else []
+    warnings = (
+        [f"{lacking:,} of {total:,} rows have no boxes: the model sees nothing of their images"] if lacking else []
+    )
     if scaled:
-        told = f"{len(scaled):,} of {total:,} rows have boxes for another size of their image, to which they are scaled"
+        told = f"{len(scaled):,} of {total:,} rows have boxes for another size of their image: the boxes are scaled"
         warnings.append(f"{told} (first: {scaled[0]})")
     return warnings
 
@@ -141,7 +143,7 @@ def check_targets(rows: Rows) -> list[str]:
         raise UniclError("targets: no row names one of its boxes", 'prepare such a corpus, such as "scenes?task=refer"')
     if not lacking:
         return []
-    return [f"{lacking:,} of {len(targets):,} rows name none of their boxes, and are not learned from"]
+    return [f"{lacking:,} of {len(targets):,} rows name none of their boxes and are not trained on"]
 
 
 def read_targets(drawn: Sequence[Drawn], tokens: Tensor, text_index: Tensor) -> dict[str, Tensor]:

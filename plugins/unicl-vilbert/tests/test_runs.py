@@ -153,7 +153,7 @@ def test_rows_without_boxes_are_told_before_the_first_step_and_stop_no_batch(
     both = f"data.train=[{{corpus: {made / 'scenes'}}}, {{corpus: {made / 'shapes'}}}]"
     words = ["train", "vilbert-shapes", *small["scenes"], both, "data.mix.by=step"]
     assert main([*words, "--run-dir", str(tmp_path / "run")]) == 0
-    assert "warning: 96 of 144 rows have no boxes: nothing is seen of their images" in capsys.readouterr().err
+    assert "warning: 96 of 144 rows have no boxes: the model sees nothing of their images" in capsys.readouterr().err
 
 
 def test_figures_of_a_split_without_boxes_are_refused(run: Path, made: Path, capsys):

@@ -141,7 +141,7 @@ def test_a_row_with_more_than_a_thousand_labels_is_refused(tmp_path, capsys):
         (tmp_path / "l.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
         out = tmp_path / f"c{count}"
         _, err = prepared(capsys, "--labels", f"{tmp_path / 'l.jsonl'}?sets=true", "-o", out, code=code)
-    assert "row '0.png' has 1,001 labels; the most are 1,000" in err
+    assert "row '0.png' has 1,001 labels; the limit is 1,000" in err
     assert not out.exists()
 
 

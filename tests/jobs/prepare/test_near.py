@@ -105,7 +105,7 @@ def test_training_images_of_other_splits_go_from_training_and_the_other_splits_s
     facts = report["dedup"]["near"]
     assert (facts["leaks"], facts["also_in_train"]) == ({"test": 1, "val": 2}, {"test": 0, "val": 0})
     assert (facts["groups"], facts["rows"], facts["equal"]) == (4, 5, 0)
-    assert "2 training rows whose image, or nearly, is in the val split: their captions are left out, too" in err
+    assert "2 training rows whose image is in the val split, exactly or nearly: their captions are left out, too" in err
     assert prepared(capsys, *argv)[0] == report
     (tmp_path / "c/duplicates.json").write_text("{", "utf-8")
     assert main(["prepare", "--repair", "-o", str(tmp_path / "c")]) == 0

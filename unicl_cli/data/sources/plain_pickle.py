@@ -82,7 +82,7 @@ class _Machine:
         if not isinstance(self.stack[-1], dict):
             raise TypeError("values are set in what is not a dictionary")
         if not all(isinstance(key, str | bytes | int) for key in pairs[::2]):
-            raise ValueError("a key is neither a text nor a number")  # the hash of nested tuples may take for ever
+            raise ValueError("a key is neither a string nor a number")  # the hash of nested tuples may take for ever
         self.stack[-1].update(zip(pairs[::2], pairs[1::2], strict=True))
 
     def push_dict(self, pairs: Sequence[Any]) -> None:

@@ -1,4 +1,4 @@
-"""Lister of the members of a tar whose headers may say anything: bounded in memory and time, one kind of error."""
+"""Members of a tar from an untrusted source: bounded in memory and time, one kind of error."""
 
 import io
 import tarfile

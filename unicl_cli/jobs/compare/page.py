@@ -71,7 +71,7 @@ def entry_sections(models: Sequence[str], entry: Mapping[str, Any]) -> Iterator[
             for letter, name, row in zip(letters(models), short_names(models), rows, strict=True)
         ]
         table = html.table(("model", *(NAMES[name] for name in present)), body)
-        yield section(title, table, note="Below each share is its 95 % interval.")
+        yield section(title, table, note="Below each value is its 95 % interval.")
     if entry.get("warnings"):
         yield section("Warnings", html.bullet_list(entry["warnings"]))
     if entry["differences"]:
@@ -135,7 +135,7 @@ def image_sections(models: Sequence[str], answers: Sequence[AnswerColumns | None
 
 
 def find_disagreements(right: AnswerColumns, wrong: AnswerColumns) -> list[Disagreement]:
-    """Return the rows that only the first classifies correctly: of each class in turn, the one it is surest of."""
+    """Return the rows that only the first classifies correctly: of each class in turn, the most confident one."""
     names = ("predicted", "p_max", "correct")
     columns = (right["key"], right["class"], *(own[name] for own in (right, wrong) for name in names))
     found = [
@@ -161,7 +161,7 @@ def disagreement_section(right: str, wrong: str, found: Sequence[Disagreement], 
         )
         for split in found[:IMAGES]
     )
-    note = f"{len(found):,} images. Of each class in turn, the one that {right} is surest of."
+    note = f"{len(found):,} images. One per class in turn, where {right} is most confident."
     return section(f"Right by {right}, wrong by {wrong}", wall, note=note)
 
 

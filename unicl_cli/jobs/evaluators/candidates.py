@@ -1,4 +1,4 @@
-"""The candidates of a classification: the classes that may be answered."""
+"""The candidates of a classification: the classes to choose from."""
 
 from __future__ import annotations
 

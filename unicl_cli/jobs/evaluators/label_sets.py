@@ -1,4 +1,4 @@
-"""Figures of rows with label sets: average precision and F1 of classes, top-1 within groups, ranks of a taxonomy."""
+"""Metrics of rows with label sets: average precision and F1 of classes, top-1 within groups, ranks of a taxonomy."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class LabelledImages(NamedTuple):
 
     @property
     def wanted(self) -> Bools:
-        """The classes of the corpus that may be answered, bool (C,)."""
+        """The classes of the corpus that are candidates, bool (C,)."""
         return np.array(self.chosen.allowed[: self.chosen.in_corpus])
 
     def group_numbers(self) -> Tensor:

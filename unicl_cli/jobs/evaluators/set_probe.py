@@ -66,7 +66,7 @@ def check_one_vs_rest(options: ProbeOptions, corpus: EvalCorpus) -> None:
     else:
         return
     raise UniclError(
-        f"{asked}: takes one label a row, and rows of {corpus.name} have label sets",
+        f"{asked}: takes one label per row, but rows of {corpus.name} have label sets",
         "leave it out: logistic regression on all rows takes label sets",
     )
 

@@ -50,7 +50,7 @@ class Answers(NamedTuple):
 class ZeroShotEvaluator(NamedTuple):
     """Accuracy, per class and per source, and calibration; average precision and more of rows with label sets.
 
-    ``keep_answers`` takes the answer to each row. ``candidates`` are the classes that may be answered: see
+    ``keep_answers`` takes the answer to each row. ``candidates`` are the classes to choose from: see
     `choose_candidates`; rows of a class that is not a candidate are left out. ``thresholds`` are for F1.
     """
 
@@ -137,7 +137,7 @@ class ZeroShotEvaluator(NamedTuple):
             answerable = count_candidates(scorer, chosen)
             figures["candidates"] = answerable._asdict()
             others = warn_about_candidates(chosen, answerable, self.candidates) if answerable.total > 1 else []
-            told = [*others, *scorer.warnings]  # one class is a question of its own: does the image have it?
+            told = [*others, *scorer.warnings]  # a single class is a yes-or-no question: does the image have it?
         warnings += told
         return figures | {"warnings": warnings} if warnings else figures
 
@@ -153,7 +153,7 @@ def add_recalls(
 
 
 def restrict(scorer: Scorer, allowed: Sequence[bool]) -> Scorer:
-    """Return the scorer with -inf for classes that may not be answered."""
+    """Return the scorer with -inf for classes that are not candidates."""
     if all(allowed):
         return scorer
     hidden = ~torch.tensor(allowed)

@@ -44,10 +44,10 @@ _NOTES = {
     "several_texts": "with several captions: the text of the sample is the first, and its JSON has all",
     "prompts": "with a label and no caption: the text of the sample is a prompt of its class",
     "several_labels": "with several labels: they are in the JSON, and there is no .cls",
-    "converted": "in formats that open_clip does not read: a PNG of it is beside its own bytes",
-    "turned": "with an EXIF orientation, which open_clip does not apply: it sees them lying or upside down",
+    "converted": "in formats that open_clip does not read: a PNG is added to the original",
+    "turned": "with an EXIF orientation, which open_clip does not apply: it sees them rotated",
 }
-"""Counts of rows that a note tells, after `N images `."""
+"""Counts of rows that a note reports, after `N images `."""
 
 
 class Finished(Document):

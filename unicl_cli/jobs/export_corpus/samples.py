@@ -44,7 +44,7 @@ class Wording(NamedTuple):
 
 
 def members_of(row: Mapping[str, Any], wording: Wording, counts: Counter[str]) -> Members:
-    """Return the members of a row's sample by ending, in order; ``counts`` gets what is to be told.
+    """Return the members of a row's sample by ending, in order; ``counts`` gets what notes will report.
 
     The text is the first caption; a labelled row without captions gets a prompt. All captions are in the JSON.
     """
@@ -97,7 +97,7 @@ def is_plain(data: bytes) -> bool:
         with Image.open(io.BytesIO(data)) as image:
             if data.startswith(PNG):
                 image.load()  # notes may come after the pixels
-    except Exception:  # noqa: BLE001 - decoders raise anything; the answer is told with a count
+    except Exception:  # noqa: BLE001 - decoders raise anything; a note counts such images
         return False
     return True
 

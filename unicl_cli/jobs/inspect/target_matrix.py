@@ -51,7 +51,7 @@ def shade_positives(facts: Mapping[str, Any]) -> dict[tuple[int, int], float]:
 
 
 def _shaded(facts: Mapping[str, Any], name: str) -> list[list[str]]:
-    """Return the cells of a matrix, in which weak positives are told apart."""
+    """Return the cells of a matrix, in which weak positives have their own mark."""
     cells = [list(line) for line in facts["matrix"][name]]
     depth = shade_positives(facts) if name == "unicl" else {}
     for (y, x), share in depth.items():

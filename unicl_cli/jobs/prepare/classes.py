@@ -59,7 +59,7 @@ def merge_classes(classes: Sequence[tuple[str, Sequence[ClassName]]], notes: lis
                 raise UniclError(
                     f"class '{c.key}' is in {describe_place(place)} in {homes[c.key]}, and in {describe_place(c)} in "
                     f"{name}",
-                    "give a class one place, or name the two apart with ?classes=FILE",
+                    "give a class one place, or the two different names with ?classes=FILE",
                 )
             merged[c.key] = c._replace(names=names)
             homes.setdefault(c.key, name)

@@ -129,7 +129,7 @@ class _Takers:
 class Choice(NamedTuple):
     """A rule for rows: at most ``most`` of each of their ``concepts`` are kept, and those without one if ``others``.
 
-    ``nouns`` are the words for one concept and for several, ``what`` is the option, and ``sha256`` tells rules apart.
+    ``nouns`` are the words for one concept and for several, ``what`` is the option, and ``sha256`` identifies the rule.
     """
 
     concepts: Concepts

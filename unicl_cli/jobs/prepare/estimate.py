@@ -88,7 +88,7 @@ def run(request: PrepareRequest, *, workers: int | None, as_json: bool) -> None:
     for line in plan.notes:
         warn(line)
     if plan.options.dedup != "off" or plan.others:
-        warn(Remark("preview: rows that --dedup and --not-in leave out are not sought, so fewer may be left"))
+        warn(Remark("preview: rows that --dedup and --not-in leave out are not searched for, so fewer may remain"))
     if (out / PLAN).is_file():
         check_same_plan(out, read_plan(out), plan.document())
     samples = [_sample_rows(plan, planned, split, out) for planned in plan.sources for split in planned.rows]

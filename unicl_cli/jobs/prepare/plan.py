@@ -187,8 +187,7 @@ def make_plan(
 ) -> CorpusPlan:
     """Open every source, merge classes, hold out validation rows, permute. UniclError for bad rows or labels.
 
-    Equal images are told apart by their bytes, or as an earlier command saved it in ``out``; without ``compare`` only
-    by their places.
+    Images are compared by their bytes, or as an earlier command saved it in ``out``; without ``compare`` by place only.
     """
     others = open_others(options.not_in, out)
     sources = open_sources(specs)
@@ -298,7 +297,7 @@ def _fingerprint(source: DatasetSource, raw: dict[str, Sequence[Row]]) -> str:
 def _describe_row(split: str, row: Row, stamp: int | None) -> str:
     """Return all that a row says, as it was before rows had label sets or media: a corpus keeps its fingerprint.
 
-    A URL that skip_urls= leaves out is told in the words of the time when no URL could be read.
+    A URL that skip_urls= leaves out is described as in versions that could not read URLs.
     """
     ref = row.ref.replace(URL_FAULT, _OLD_URL_FAULT) if row.ref.startswith(BAD_LINE) else row.ref
     sets = f", labels={row.labels!r}, known={row.known!r}" if row.labels or row.known is not None else ""

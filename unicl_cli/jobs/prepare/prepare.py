@@ -107,7 +107,7 @@ def prepare(
         signatures.remove_staged(units, out)
         report = _finish_corpus(preparation, saved, [markers[unit.marker] for unit in units], found, is_new=is_new)
         if rows_before not in (None, report["rows"]):
-            warn(f"{out}: now has {report['rows']:,} rows; it had {rows_before:,} before shards were made again")
+            warn(f"{out}: now has {report['rows']:,} rows; it had {rows_before:,} before shards were rebuilt")
         return report
 
 
@@ -189,10 +189,10 @@ def _read_finished(
         repeated = {**equal.model_dump(), "of_eval": manifest.duplicates_of_eval}
         problems = find_contradictions(manifest, saved, markers, dedup=dedup, repeated=repeated)
     except UniclError as error:
-        warn(f"{error.message}: making it again")
+        warn(f"{error.message}: rebuilding it")
         return None
     if problems:
-        warn(f"{out / MANIFEST}: damaged: {problems[0]}: making it again")
+        warn(f"{out / MANIFEST}: damaged: {problems[0]}: rebuilding it")
     optional = {"survival": False, "set_sizes": manifest.has_sets, "not_in": bool(plan.others)}
     facts = Manifest.model_fields.keys() - {name for name, is_there in optional.items() if not is_there}
     is_old = facts - manifest.model_fields_set  # lacks facts that the report has
@@ -222,7 +222,7 @@ def _find_among_downloads(
 ) -> Duplicates | None:
     """Find duplicates of a corpus with URLs: they are downloaded first, and compared with what is there already.
 
-    What is kept for that stays: the digests for `--retry-failed`, and the rows until their shards are written.
+    These files stay: the digests for `--retry-failed`, and the rows until their shards are written.
     """
     plan, units, out, *_ = preparation
     found = duplicates.read_duplicates(out) or NO_DUPLICATES
@@ -345,7 +345,7 @@ def _check_no_source_is_empty(out: Path, new: Sequence[Unit], report: dict[str, 
         raise UniclError(f"{out}: no usable rows (rejected: {format_counts(reasons)})", see)
     name, reasons = empty[0], rejected[empty[0]]
     if passing_reasons(downloads) & reasons.keys():
-        see = f"add --retry-failed to ask for its URLs again; {see}"
+        see = f"add --retry-failed to request its URLs again; {see}"
     raise UniclError(
         f"source '{name}': no usable rows (rejected: {format_counts(reasons)})",
         f"{see}; fix the source or leave it out, then choose another -o (or remove {out})",

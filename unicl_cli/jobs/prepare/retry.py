@@ -63,7 +63,7 @@ def drop_overtaken(saved: PlanFile, out: Path, markers: dict[str, PartMarker]) -
     if not dropped:
         return saved
     gone = {(record.split, record.name) for record in dropped}  # splits have shards of one name
-    note(f"asking again for the URLs of {count_of(len(gone), 'shard')} of --retry-failed, too")
+    note(f"also requesting again the URLs of {count_of(len(gone), 'shard')} of --retry-failed")
     for unit in saved.all_units():
         if (unit.split, unit.name) in gone:
             markers.pop(unit.marker, None)

@@ -66,7 +66,7 @@ def _find_set_fault(row: Row, classes: Sequence[ClassName]) -> str | None:
     if row.labels and row.label not in (NO_LABEL, *row.labels):
         return f"has the label {row.label} beside its labels"
     if len(row.labels) > MOST_LABELS:
-        return f"has {len(row.labels):,} labels; the most are {MOST_LABELS:,}"
+        return f"has {len(row.labels):,} labels; the limit is {MOST_LABELS:,}"
     unknown = {classes[label].group for label in row.label_set()} - set(row.known or ()) if row.known else set[str]()
     return f"has a label of group '{min(unknown)}', for which it is not annotated" if unknown else None
 

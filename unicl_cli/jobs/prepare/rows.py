@@ -15,7 +15,7 @@ _CHUNK = 8192
 
 
 class Depths(NamedTuple):
-    """The ranks that a label does not tell, by the numbers of the corpus's classes.
+    """The ranks below each label, which are unknown, by the numbers of the corpus's classes.
 
     ``deeper``: a class above others -> the ranks below its own; ``parents``: a class -> the one above it; ``groups``:
     the group of each class.
@@ -26,7 +26,7 @@ class Depths(NamedTuple):
     groups: tuple[str, ...]
 
     def unknown(self, labels: Sequence[int]) -> frozenset[str]:
-        """Return the ranks below the labels of a row; a label above another of them tells nothing beyond that one."""
+        """Return the unknown ranks of a row: those below its labels; a label above another one adds nothing."""
         covered = {upper for label in labels for upper in self._above(label)} if len(labels) > 1 else set[int]()
         open_ranks = [self.deeper[label] for label in labels if label in self.deeper and label not in covered]
         return frozenset[str]().union(*open_ranks)
@@ -77,7 +77,7 @@ class Adoption(NamedTuple):
         return Row(self.key(row), row.ref, texts, labels[0] if len(labels) == 1 else NO_LABEL, labels, known, row.media)
 
     def _known(self, labels: Sequence[int], groups: Iterable[str]) -> tuple[str, ...]:
-        """Return the corpus's groups that a row knows: those of its labels, and of ``groups`` what its labels tell."""
+        """Return the groups a row is annotated for: those of its labels, and ``groups`` without unknown ranks."""
         unknown = self.depths.unknown(labels)
         if unknown:
             unknown -= {self.depths.groups[label] for label in labels}

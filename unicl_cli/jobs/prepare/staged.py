@@ -119,7 +119,7 @@ class ComparedRows:
 
     def reject(self, row: Row, url: str | None) -> Rejected:
         """Return the outcome of a row with another image."""
-        return Rejected(row.key, row.ref, NOT_COMPARED, "another image than when duplicates were sought", url)
+        return Rejected(row.key, row.ref, NOT_COMPARED, "another image than when duplicates were searched for", url)
 
 
 def _as_line(result: PreparedRow | Rejected) -> dict[str, Any]:

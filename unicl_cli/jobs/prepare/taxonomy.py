@@ -22,8 +22,8 @@ _SHOWN = 5
 class PlacedClasses(NamedTuple):
     """The classes of a corpus: those of its sources in their order, then the nodes above them.
 
-    ``is_placed`` tells for each class of the sources if it is in the taxonomy; ``sha256`` is that of the taxonomy,
-    None if the command names none.
+    ``is_placed`` says for each class of the sources if it is in the taxonomy; ``sha256`` is that of the taxonomy, None
+    if the command names none.
     """
 
     classes: tuple[ClassName, ...]

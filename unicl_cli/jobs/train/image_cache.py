@@ -25,7 +25,7 @@ from unicl_cli.recipe.schema import Recipe
 PAYS = 2
 """Times that an image must come on average: all images are encoded once before the first step."""
 MAX_BYTES = 1 << 30
-"""Memory of a process that the cache may take."""
+"""Memory limit of the cache in a process."""
 
 
 def cache_images(parts: Parts, step: nn.Module, accelerator: Any, where: str, each: Callable[[], None]) -> Parts:
@@ -60,7 +60,7 @@ def why_not(parts: Parts, frozen: FrozenImages, count: int, seen: int) -> str | 
         "data.augment changes them from draw to draw": changes_images(parts.recipe),
         "the loss takes several views of each (data.views)": parts.recipe.data.views > 1,
         "a hook `extra` may read them": extra_of(cast("Step", parts.step)).reads_images,
-        f"something beside the tower uses them: {frozen.other_use or 'on another process'}": any_rank(
+        f"something besides the tower uses them: {frozen.other_use or 'on another process'}": any_rank(
             frozen.other_use is not None
         ),
         f"each comes only about {seen / count:.1f} times": seen < PAYS * count,

@@ -27,7 +27,7 @@ from unicl_cli.recipe.schema import Recipe
 from unicl_cli.tower_contracts import Tokenizer
 
 MARGIN = 0.1
-"""Share of a device's memory that the rehearsal leaves free: for fragments, and for what other libraries take."""
+"""Share of a device's memory that the rehearsal leaves free, for fragmentation and other libraries."""
 LESS = "use a smaller batch.size, more processes, parallel.grad_checkpoint=true or parallel.strategy=fsdp2"
 
 

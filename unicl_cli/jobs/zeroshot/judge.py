@@ -104,7 +104,7 @@ def check_taxonomy(questions: Sequence[Question], options: AnswerOptions) -> Non
     for option, is_given in (("--independent", options.independent), ("--scores cosine", options.by_cosine)):
         if is_given and any(question.taxonomy is not None for question in questions):
             raise UniclError(
-                f"{option}: does not go with a taxonomy, whose classes have the sum of those below them",
+                f"{option}: cannot be used with a taxonomy, whose classes have the sum of those below them",
                 f"leave {option} out, or name classes of one level with --classes",
             )
 

@@ -127,7 +127,7 @@ def csv_values(row: Row, layout: Layout) -> list[Any]:
 
 
 def csv_rows(layout: Layout) -> Format:
-    """Return the CSV format, with a header: see `csv_header`. Raises UniclError if labels cannot be told apart."""
+    """Return the CSV format, with a header: see `csv_header`. Raises UniclError if labels cannot be separated."""
     split = next((name for name in layout.names if SEPARATOR in name), None)
     if layout.is_multi and split is not None:
         raise UniclError(f"--csv: class '{split}' contains '{SEPARATOR}', which separates labels", "use --json")

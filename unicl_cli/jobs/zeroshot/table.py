@@ -97,7 +97,7 @@ def fit_start(text: str, width: int) -> str:
 
 
 def fit_end(text: str, width: int) -> str:
-    """Pad a text to ``width`` cells, or cut its start: the end of a path tells more."""
+    """Pad a text to ``width`` cells, or cut its start: the end of a path says more."""
     if cell_len(text) <= width:
         return set_cell_size(text, width)
     while cell_len(text) > width - 1:

@@ -35,7 +35,7 @@ _OPEN = {"[": "]", "(": ")", "{": "}"}
 
 
 class CellError(ValueError):
-    """A cell that does not fit its role: ``fault`` says why, ``hint`` how to fix it (empty: nothing special)."""
+    """A cell that does not fit its role: ``fault`` says why, ``hint`` how to fix it (empty: no particular way)."""
 
     def __init__(self, fault: str, hint: str = "") -> None:
         super().__init__(fault)

@@ -97,7 +97,7 @@ def mark_columns(sample: Sequence[Mapping[str, Any]], columns: Sequence[str]) ->
 
 
 def holds_marks(sample: Sequence[Mapping[str, Any]], column: str) -> bool:
-    """Return whether most of a column's filled cells are 0, 1 or -1, or it has no filled cell."""
+    """Return whether most of a column's filled cells are 0, 1 or -1; also true if it has no filled cell."""
     texts = [text for cells in sample if (text := text_of(cells.get(column)).strip().lower())]
     return 2 * sum(text in _MARKS for text in texts) >= len(texts)
 

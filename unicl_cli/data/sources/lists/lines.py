@@ -130,7 +130,7 @@ class LineBuilder:
         return value
 
     def notes(self) -> list[str]:
-        """Return notes for `prepare` on what was read in another way than as it stands."""
+        """Return notes for `prepare` on cells that were not taken literally."""
         name, counts = self.path.name, self.counts
         notes = self.labels.notes()
         if counts["blank"]:
@@ -148,7 +148,8 @@ class LineBuilder:
         if words := self.nothing:
             shown = ", ".join(f"'{word}'" for word in sorted(words))
             notes.append(
-                f"{name}: captions that stand for an empty cell ({shown}), kept: {words.total():,}; empty them"
+                f"{name}: captions that look like an empty cell ({shown}), kept: {words.total():,}; "
+                "clear these cells to drop them"
             )
         return notes
 
