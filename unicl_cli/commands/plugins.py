@@ -165,14 +165,14 @@ def _describe_command(part: Any) -> tuple[str | None, str | None, list[Option]]:
 
 def _describe_option(item: inspect.Parameter, hint: Any) -> Option:
     """Return a parameter of a command, spelt as on the command line."""
-    told: Any = next(iter(getattr(hint, "__metadata__", ())), None)
+    info: Any = next(iter(getattr(hint, "__metadata__", ())), None)
     kebab = item.name.replace("_", "-")
     spelt = f"--{kebab}" if item.default is not item.empty else kebab.upper()
-    if isinstance(told, ArgumentInfo):
+    if isinstance(info, ArgumentInfo):
         spelt = kebab.upper()
-    elif told is not None and isinstance(
-        told.default, str
+    elif info is not None and isinstance(
+        info.default, str
     ):  # in Annotated, typer takes the first spelling for a default
-        spelt = ", ".join((told.default, *told.param_decls))
+        spelt = ", ".join((info.default, *info.param_decls))
     default = str(item.default) if isinstance(item.default, Path) else item.default
-    return Option(spelt, type_text(hint), default, getattr(told, "help", None))
+    return Option(spelt, type_text(hint), default, getattr(info, "help", None))

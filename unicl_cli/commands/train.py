@@ -245,7 +245,7 @@ def show_opening(recipe: "Recipe", run: Path) -> None:
     """Show the run directory and the data before torch is imported, which takes seconds."""
     from unicl_cli.jobs.train.announce import opening_lines
 
-    tell(opening_lines(recipe, run))
+    write_unless_quiet(opening_lines(recipe, run))
 
 
 def time_work(work: Callable[[], None]) -> float:
@@ -263,10 +263,10 @@ def show_end(recipe: "Recipe", run: Path, seconds: float) -> None:
     from unicl_cli.launch.process import is_peer
 
     if not is_peer():
-        tell(closing_lines(recipe, run, seconds))
+        write_unless_quiet(closing_lines(recipe, run, seconds))
 
 
-def tell(lines: list[str]) -> None:
+def write_unless_quiet(lines: list[str]) -> None:
     """Write lines on stderr, unless --quiet was given."""
     if not is_quiet():
         for line in lines:

@@ -158,7 +158,7 @@ class ScaleWatch:
         self.cap, self.warmup = cap, warmup
         self.capped_since: int | None = None
         self.was_high = False
-        self.told: list[str] = []
+        self.reported: list[str] = []
 
     def add(self, step: int, value: float) -> str | None:
         """Add a value; return a warning, or None."""
@@ -176,18 +176,18 @@ class ScaleWatch:
 
     def once(self, name: str, fact: str) -> str | None:
         """Return ``fact`` the first time, None ever after."""
-        if name in self.told:
+        if name in self.reported:
             return None
-        self.told.append(name)
+        self.reported.append(name)
         return fact
 
     def state(self) -> dict[str, Any]:
         """Return the state for a checkpoint, as JSON."""
-        return {"capped_since": self.capped_since, "was_high": self.was_high, "told": list(self.told)}
+        return {"capped_since": self.capped_since, "was_high": self.was_high, "told": list(self.reported)}
 
     def load(self, state: Mapping[str, Any]) -> None:
         self.capped_since, self.was_high = state["capped_since"], bool(state["was_high"])
-        self.told = list(state["told"])
+        self.reported = list(state["told"])
 
 
 class Spike(NamedTuple):

@@ -170,8 +170,8 @@ class Manifest(Document):
     @property
     def title(self) -> str:
         """The name for reports: that of a corpus made from lists of URLs has the number of its images with it."""
-        told = describe_survival({name: found.model_dump() for name, found in self.survival.items()})
-        return f"{self.name} ({told})" if told else self.name
+        survival = describe_survival({name: found.model_dump() for name, found in self.survival.items()})
+        return f"{self.name} ({survival})" if survival else self.name
 
     @property
     def has_sets(self) -> bool:

@@ -49,8 +49,8 @@ class Taxonomy(NamedTuple):
 
     def digest(self) -> str:
         """Return the sha256 of all nodes, whatever their order and the form of their file."""
-        told = sorted((n.key, n.parent, n.rank, *n.names) for n in self.nodes.values())
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        nodes = sorted((n.key, n.parent, n.rank, *n.names) for n in self.nodes.values())
+        return hashlib.sha256(json.dumps(nodes).encode()).hexdigest()
 
 
 def build_taxonomy(origin: str, nodes: Mapping[str, Node], *, is_below_root: bool = False) -> Taxonomy:

@@ -169,7 +169,9 @@ def make_head_scorer(encoder: Encoder, loss: Any, classes: Sequence[ClassName]) 
         with torch.no_grad(), full_precision(pooled):
             return loss.head(pooled).float()[:, taken[classes]].masked_fill(hidden[classes], -torch.inf)
 
-    told = f"{len(unknown)} of {len(classes)} classes are unknown to the model's classifier: {shorten_names(unknown)}"
+    warning = (
+        f"{len(unknown)} of {len(classes)} classes are unknown to the model's classifier: {shorten_names(unknown)}"
+    )
     return Scorer(
         encode=encode,
         classify=classify,
@@ -178,7 +180,7 @@ def make_head_scorer(encoder: Encoder, loss: Any, classes: Sequence[ClassName]) 
         cosines=False,
         first=torch.arange(len(classes)),
         known=~hidden.cpu(),
-        warnings=(told,) if unknown else (),
+        warnings=(warning,) if unknown else (),
     )
 
 
@@ -212,7 +214,7 @@ def make_pair_scorer(
     check_prompt_count(loss, len(prompts), len(shared.texts))
     tokens = tokenizer(shared.texts)
     check = getattr(loss, "check_prompts", None)
-    told: Sequence[str] = () if check is None else check(tokens, tokenizer)
+    prompt_warnings: Sequence[str] = () if check is None else check(tokens, tokenizer)
     weights = shared.weights.to(encoder.device)
 
     def encode(images: Tensor) -> Tensor:
@@ -234,7 +236,7 @@ def make_pair_scorer(
         warnings=(
             *warn_about_duplicates(classes, shared.duplicates),
             *warn_about_cuts(count_cut(shared.texts, tokens, tokenizer), len(shared.texts), tokenizer.context_length),
-            *told,
+            *prompt_warnings,
         ),
     )
 

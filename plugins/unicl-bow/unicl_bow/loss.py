@@ -131,5 +131,5 @@ class BagOfWords(nn.Module):
         decode = getattr(tokenizer, "decode", None)
         names = [f"token {word}" for word in unseen] if decode is None else decode([[word] for word in unseen])
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        told = f"{len(names)} words or pieces of words of the classes are in no training text"
-        return [f"{told}: {', '.join(names[:SHOWN])}{more}"]
+        warning = f"{len(names)} words or pieces of words of the classes are in no training text"
+        return [f"{warning}: {', '.join(names[:SHOWN])}{more}"]

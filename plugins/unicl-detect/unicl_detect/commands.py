@@ -61,7 +61,7 @@ def train(
         run_on_devices,
     )
     from unicl_detect.options import COMMAND, FOLDER, DetectSettings
-    from unicl_detect.output import describe_run, run_folder, show, tell
+    from unicl_detect.output import describe_run, run_folder, show, write_notes
 
     chosen = load_settings(settings, DetectSettings, FOLDER, overrides or ())
     name = locate_model(model)
@@ -69,21 +69,21 @@ def train(
     if dry_run:
         from unicl_detect.training import count_parameters
 
-        tell(found.notes)
+        write_notes(found.notes)
         sizes = {"images_of_data": len(found.images), "boxes": found.boxes}
         show({**sizes, **count_parameters(name, chosen, len(found.classes))}, as_json=as_json)
         return
     facts = describe_run(name, found, chosen)
     run = run_dir or run_folder(settings, facts)
     if check_settings(run, COMMAND, facts):
-        tell([f"{run}: already finished"])
+        write_notes([f"{run}: already finished"])
     else:
         stop = StopFlag()
 
         def work(accelerator: Any) -> None:
             from unicl_detect.training import train_detector
 
-            tell([] if is_peer() else found.notes)  # once, not in the process that starts the workers, too
+            write_notes([] if is_peer() else found.notes)  # once, not in the process that starts the workers, too
             place = ModuleRun(run, COMMAND, facts, chosen.save_every)
             train_detector(place, name, found, chosen, accelerator, stop)
 
@@ -108,7 +108,7 @@ def evaluate(
     """Measure box and mask AP by COCO's rules, overall, by size of object and per class."""
     from unicl_cli.api import find_coco, read_coco, read_settings, run_on_devices, write_document
     from unicl_detect.options import COMMAND
-    from unicl_detect.output import find_data, show, tell
+    from unicl_detect.output import find_data, show, write_notes
 
     facts = read_settings(run, COMMAND)
     place = find_data(run, facts, data)
@@ -126,7 +126,7 @@ def evaluate(
         own, masks = facts["classes"], not settings.boxes_only
         figures = measure(detector.detect, found, own, accelerator, masks=masks, batch=batch, quiet=as_json)
         if rank() == 0:
-            tell([f"warning: {line}" for line in figures["warnings"]])
+            write_notes([f"warning: {line}" for line in figures["warnings"]])
             document = {"schema": "unicl/detect-eval/1", "run": str(run), "data": str(found.file), **figures}
             if out is not None:
                 write_document(out, document)
@@ -149,11 +149,11 @@ def shapes(
 ) -> None:
     """Write a small set in COCO's layout: scenes of drawn shapes with boxes and masks."""
     from unicl_cli.api import write_shape_scenes
-    from unicl_detect.output import tell
+    from unicl_detect.output import write_notes
 
     counts = {"train": count, "test": test}
     for split, number in write_shape_scenes(folder, counts, size, most, seed).items():
-        tell([f"{folder}: {split}: {counts[split]:,} images, {number:,} shapes"])
+        write_notes([f"{folder}: {split}: {counts[split]:,} images, {number:,} shapes"])
 
 
 @app.command()
@@ -167,7 +167,7 @@ def regions(
     from unicl_coco.images import read_images
 
     from unicl_cli.api import check_any_exists, write_document
-    from unicl_detect.output import tell
+    from unicl_detect.output import write_notes
     from unicl_detect.regions import find_regions
     from unicl_detect.training import load_detector
 
@@ -179,7 +179,7 @@ def regions(
         rows.append({**sides, **find_regions(detector, image, most)})
     classes = ["", *facts["classes"]]
     write_document(out, {"schema": "unicl/regions/1", "run": str(run), "classes": classes, "images": rows})
-    tell([f"{out}: {sum(len(row['boxes']) for row in rows):,} regions of {len(rows):,} images"])
+    write_notes([f"{out}: {sum(len(row['boxes']) for row in rows):,} regions of {len(rows):,} images"])
 
 
 @app.command()

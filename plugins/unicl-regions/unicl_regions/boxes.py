@@ -91,8 +91,8 @@ def parse_boxes(name: str, media: Mapping[str, bytes]) -> RowBoxes:
 def check_boxes(rows: Rows, *, most: int) -> list[str]:
     """Check the boxes of all rows before the first is used; return warnings with the number of doubtful rows.
 
-    Rows without a box are told, and rows whose image has another size than its boxes are for: a corpus may keep smaller
-    images. UniclError if a row has more than ``most``, if its image is not a square, or if no row has a box.
+    Doubtful are rows without a box, and rows whose image has another size than its boxes are for: a corpus may keep
+    smaller images. UniclError if a row has more than ``most``, if its image is not a square, or if no row has a box.
     """
     total = lacking = 0
     scaled: list[str] = []
@@ -117,8 +117,8 @@ def check_boxes(rows: Rows, *, most: int) -> list[str]:
         [f"{lacking:,} of {total:,} rows have no boxes: the model sees nothing of their images"] if lacking else []
     )
     if scaled:
-        told = f"{len(scaled):,} of {total:,} rows have boxes for another size of their image: the boxes are scaled"
-        warnings.append(f"{told} (first: {scaled[0]})")
+        warning = f"{len(scaled):,} of {total:,} rows have boxes for another size of their image: the boxes are scaled"
+        warnings.append(f"{warning} (first: {scaled[0]})")
     return warnings
 
 

@@ -73,7 +73,7 @@ class VilbertLoss(Joint):
     """Masked words + masked regions + alignment, each with its weight (section 3.2).
 
     A wrong caption is that of the neighbour (slot XOR 1), and only if the rows' keys and texts differ. Words and
-    regions are masked in all pairs, or a mask would tell that a pair is aligned. They are predicted in aligned pairs
+    regions are masked in all pairs, or a mask would reveal that a pair is aligned. They are predicted in aligned pairs
     only, unless ``misaligned``.
     """
 
@@ -97,8 +97,8 @@ class VilbertLoss(Joint):
         hidden = mask_words(tokens, words & has[:, None], dice, self.share, sizes)
         found = model.find(batch.images, batch.extra)
         chosen, zeroed = mask_regions(found.there & has[:, None], dice, self.share)
-        told = model.text.encode(hidden.tokens, there, layers=model.before)
-        states = model(told, there, found, (chosen, zeroed))
+        encoded = model.text.encode(hidden.tokens, there, layers=model.before)
+        states = model(encoded, there, found, (chosen, zeroed))
         return {
             "words": word_task(model.text.predict(states.words), tokens, hidden.chosen & asked),
             "regions": region_task(

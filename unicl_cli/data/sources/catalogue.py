@@ -44,8 +44,8 @@ class OfficialFile(_Facts):
     def describe(self) -> str:
         """Return the name with what to check and to do."""
         checks = [self.size, self.md5 and f"md5 {self.md5}", self.get, self.url]
-        told = ", ".join(filter(None, checks))
-        return f"{self.name} ({told})" if told else self.name
+        text = ", ".join(filter(None, checks))
+        return f"{self.name} ({text})" if text else self.name
 
 
 class ListPart(_Facts):
@@ -204,11 +204,11 @@ def missing_error(
     names = missing or [part.list[0] for layout in dataset.layouts[:1] for part in layout if not part.optional]
     names = names or [file.name for file in dataset.files]
     sizes = {file.name: file.size for file in dataset.files}
-    told = " or ".join(f"{name} ({sizes[name]})" if sizes.get(name) else name for name in names)
-    told = told or f"the folder wds_{dataset.shards}"
+    needed = " or ".join(f"{name} ({sizes[name]})" if sizes.get(name) else name for name in names)
+    needed = needed or f"the folder wds_{dataset.shards}"
     looked = [str(place) for place in tried or folders_of(dataset.name)]
     where = f"not found (looked in {', '.join(looked)})" if looked else "not found (no --data-dir given)"
-    return MissingFilesError(dataset, f"{dataset.name}: {told}: {where}{f'; {why}' if why else ''}", missing)
+    return MissingFilesError(dataset, f"{dataset.name}: {needed}: {where}{f'; {why}' if why else ''}", missing)
 
 
 def _directory() -> str:

@@ -107,8 +107,8 @@ def referred(things: Sequence[Thing], rng: random.Random) -> Scene:
 
 def captioned(things: Sequence[Thing], rng: random.Random) -> Scene:
     """Return a scene whose text lists all things, without a word that could be guessed from the others."""
-    told = rng.sample(list(things), len(things))
-    return Scene(tuple(things), " ".join(word for thing in told for word in thing.words))
+    ordered = rng.sample(list(things), len(things))
+    return Scene(tuple(things), " ".join(word for thing in ordered for word in thing.words))
 
 
 def questioned(things: Sequence[Thing], rng: random.Random) -> Scene:

@@ -286,8 +286,8 @@ def warn_about_classes(found: ClassFigures, wanted: Bools, split: str) -> list[s
         warnings.append(f"{absent} of {len(wanted)} classes have no row in split {split}: left out of mAP")
     full = int(((found.positives > 0) & (found.positives == found.annotated)).sum())
     if full:
-        told = f"{count_of(full, 'class')} {plural(full, 'is', 'are')} a label of every annotated row of split {split}"
-        warnings.append(f"{told}: their average precision is 1 whatever the model says")
+        text = f"{count_of(full, 'class')} {plural(full, 'is', 'are')} a label of every annotated row of split {split}"
+        warnings.append(f"{text}: their average precision is 1 whatever the model says")
     left_out = int((~wanted).sum())
     if left_out:
         warnings.append(f"{count_of(left_out, 'class')} of the corpus left out: not among the candidates")

@@ -78,8 +78,8 @@ class ZeroShotEvaluator(NamedTuple):
         rows, left_out = rows_to_answer(labels, chosen, label, limit)
         answers = answer_rows(encoder, scorer, table, rows, batch=batch, label=label)
         check_finite(answers.ranks >= 0, rows, table, f"{encoder.loaded.name} on {label}")
-        figures, told = self._classify(corpus, split, scorer, chosen, answers, rows)
-        warnings = [*chosen.warnings, *left_out, *told]
+        figures, more = self._classify(corpus, split, scorer, chosen, answers, rows)
+        warnings = [*chosen.warnings, *left_out, *more]
         return figures | {"warnings": warnings} if warnings else figures
 
     def _classify(
@@ -106,8 +106,8 @@ class ZeroShotEvaluator(NamedTuple):
             same = scorer.first[answers.top[:, 0]] == scorer.first[targets]
             figures["top1_any_of_identical"] = int(same.sum()) / len(same)
         absent = sum(chosen.allowed[: len(names)]) - len(figures["per_class"])
-        told = [*warn_about_candidates(chosen, answerable, self.candidates), *scorer.warnings]
-        return figures, [*told, *answer_warnings(answers, absent, len(names), split, is_open=is_open)]
+        warnings = [*warn_about_candidates(chosen, answerable, self.candidates), *scorer.warnings]
+        return figures, [*warnings, *answer_warnings(answers, absent, len(names), split, is_open=is_open)]
 
     def _measure_sets(
         self,
@@ -129,7 +129,7 @@ class ZeroShotEvaluator(NamedTuple):
         if bool((labels != NO_LABEL).all()) and bool(answered.any()):
             answers = answer_features(images, labels, answered)
             rows = [row for row, kept in zip(images.rows, answered.tolist(), strict=True) if kept]
-            single, told = self._classify(corpus, split, scorer, chosen, answers, rows)
+            single, more = self._classify(corpus, split, scorer, chosen, answers, rows)
             recalls = dict(zip(labels[answered].unique().tolist(), single.pop("per_class"), strict=True))
             add_recalls(figures["per_class"], images, recalls)
             figures |= single | {"n": figures["n"]}
@@ -137,8 +137,8 @@ class ZeroShotEvaluator(NamedTuple):
             answerable = count_candidates(scorer, chosen)
             figures["candidates"] = answerable._asdict()
             others = warn_about_candidates(chosen, answerable, self.candidates) if answerable.total > 1 else []
-            told = [*others, *scorer.warnings]  # a single class is a yes-or-no question: does the image have it?
-        warnings += told
+            more = [*others, *scorer.warnings]  # a single class is a yes-or-no question: does the image have it?
+        warnings += more
         return figures | {"warnings": warnings} if warnings else figures
 
 
@@ -179,8 +179,10 @@ def rows_to_answer(labels: Tensor, chosen: Candidates, label: str, limit: int | 
     if not rows:
         raise UniclError(f"--candidates: no row of {label} has one of these classes", "add classes of its rows")
     left = int((~is_asked).sum())
-    told = [f"{left} of {len(labels)} rows are left out: their classes are not among the candidates"] if left else []
-    return limit_rows(rows, limit), told
+    warnings = (
+        [f"{left} of {len(labels)} rows are left out: their classes are not among the candidates"] if left else []
+    )
+    return limit_rows(rows, limit), warnings
 
 
 def count_candidates(scorer: Scorer, chosen: Candidates) -> AnswerableClasses:
@@ -198,8 +200,10 @@ def warn_about_candidates(chosen: Candidates, found: AnswerableClasses, asked: A
     if not chosen.further:
         return []
     which = "is not a class" if found.not_in_corpus == 1 else "are not classes"
-    told = f"{found.not_in_corpus} of {found.total} candidates {which} of the corpus: {shorten_names(chosen.further)}"
-    return [f"{told}; --candidates corpus leaves them out" if asked == "all" else told]
+    warning = (
+        f"{found.not_in_corpus} of {found.total} candidates {which} of the corpus: {shorten_names(chosen.further)}"
+    )
+    return [f"{warning}; --candidates corpus leaves them out" if asked == "all" else warning]
 
 
 def answer_rows(

@@ -246,8 +246,8 @@ def curve_sections(facts: Mapping[str, Any]) -> list[Html]:
 
 def run_page(facts: Mapping[str, Any]) -> str:
     validations = validation_lines(facts)
-    told = run_rows(facts) | {"state": page_state(facts)}
-    rows = [(name, tag("code", value) if name == "continue with" else value) for name, value in told.items()]
+    shown = run_rows(facts) | {"state": page_state(facts)}
+    rows = [(name, tag("code", value) if name == "continue with" else value) for name, value in shown.items()]
     parts = [
         html.numbers(main_figures(facts)) if facts["last"] or facts["validations"] else Html(""),
         notes_section(facts),
@@ -259,7 +259,7 @@ def run_page(facts: Mapping[str, Any]) -> str:
         else Html(""),
         section("Last step", html.table(("", ""), last_figures(facts))) if facts["last"] else Html(""),
     ]
-    return html.build_page(f"Run {Path(facts['path']).name}", told["state"], *(part for part in parts if part))
+    return html.build_page(f"Run {Path(facts['path']).name}", shown["state"], *(part for part in parts if part))
 
 
 def page_state(facts: Mapping[str, Any]) -> str:

@@ -56,8 +56,8 @@ def format_range(found: Mapping[str, int]) -> str:
 
 def _sources_table(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     counts = f"{count_of(facts['rows'], 'row')}, {count_of(facts['classes'], 'class')}"
-    told = describe_survival(facts.get("survival", {}))
-    title = f"{facts['path']} ({told})" if told else facts["path"]
+    survival = describe_survival(facts.get("survival", {}))
+    title = f"{facts['path']} ({survival})" if survival else facts["path"]
     table = make_table(f"{title}: {counts}, {byte_size(facts['bytes'])}", (), ())
     table.add_column("source", overflow="fold", min_width=8)
     for name in ("kind", "split"):

@@ -284,8 +284,8 @@ def _fingerprint(source: DatasetSource, raw: dict[str, Sequence[Row]]) -> str:
     stamp: Callable[[Row], int] | None = getattr(source, "stamp", None)
     for split, rows in raw.items():
         for row in rows:
-            told = _describe_row(split, row, stamp(row) if stamp else None)
-            digest.update(told.encode("utf-8", "backslashreplace"))
+            text = _describe_row(split, row, stamp(row) if stamp else None)
+            digest.update(text.encode("utf-8", "backslashreplace"))
         for at in range(0, len(rows), max(1, len(rows) // _SAMPLE)) if stamp is None else ():
             found = _try_to_read(source, rows[at])
             digest.update(found.get("image") or b"unreadable")
@@ -302,8 +302,8 @@ def _describe_row(split: str, row: Row, stamp: int | None) -> str:
     ref = row.ref.replace(URL_FAULT, _OLD_URL_FAULT) if row.ref.startswith(BAD_LINE) else row.ref
     sets = f", labels={row.labels!r}, known={row.known!r}" if row.labels or row.known is not None else ""
     media = f", media={row.media!r}" if row.media else ""
-    told = f"Row(key={row.key!r}, ref={ref!r}, texts={row.texts!r}, label={row.label!r}{sets}{media})"
-    return f"({split!r}, {told}, {stamp!r})"
+    text = f"Row(key={row.key!r}, ref={ref!r}, texts={row.texts!r}, label={row.label!r}{sets}{media})"
+    return f"({split!r}, {text}, {stamp!r})"
 
 
 def _try_to_read(source: DatasetSource, row: Row) -> Mapping[str, bytes]:
@@ -360,11 +360,11 @@ def _choose_templates(
 
 def hash_classes(classes: Sequence[ClassName]) -> str:
     """Return the digest of classes that `plan.json` holds."""
-    told: list[list[Any]] = [[_as_written(c.key), [_as_written(name) for name in c.names]] for c in classes]
-    for item, c in zip(told, classes, strict=True):
+    items: list[list[Any]] = [[_as_written(c.key), [_as_written(name) for name in c.names]] for c in classes]
+    for item, c in zip(items, classes, strict=True):
         if c.group or c.parent:  # other corpora keep their digest
             item += [_as_written(c.group), _as_written(c.parent)]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(items).encode()).hexdigest()
 
 
 def _as_written(text: str) -> str:

@@ -132,6 +132,6 @@ def warn_about_one_class(questions: Sequence[Question], scorer: Scorer, options:
         known = question.competing[scorer.known[question.competing]]
         is_relative = question.taxonomy is not None or not scorer.sigmoid
         if is_relative and len(torch.unique(scorer.first[known])) == 1:
-            told = "one class: its probability is always 100 %; name others, or add --none or --scores cosine"
-            warnings.append(told if len(questions) == 1 else f"{question.name}: {told}")
+            warning = "one class: its probability is always 100 %; name others, or add --none or --scores cosine"
+            warnings.append(warning if len(questions) == 1 else f"{question.name}: {warning}")
     return warnings
