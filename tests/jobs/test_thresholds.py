@@ -190,7 +190,7 @@ def test_a_probe_of_label_sets_answers_with_a_sigmoid(run, capsys, tmp_path):
     assert main(["probe", str(run), "--c", "1"]) == 0
     assert "mAP" in capsys.readouterr().out
     _, said = told(capsys, "probe", run, "--method", "knn", code=2)
-    assert "takes one label a row" in said
+    assert "takes one label per row" in said
 
 
 @pytest.fixture(scope="module")

@@ -132,7 +132,7 @@ def place_classes(
 
 
 def check_sets(recipe: Recipe, label_sets: LabelSets | None, *, stored: bool) -> None:
-    """Raise UniclError if the recipe's rows have label sets, and its loss takes one label a row.
+    """Raise UniclError if the recipe's rows have label sets, and its loss takes one label per row.
 
     ``stored``: the corpora have them; else they are the classes that captions name.
     """

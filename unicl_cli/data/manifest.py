@@ -19,7 +19,7 @@ from unicl_cli.storage.json_text import parse_json
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
 SCHEMA_VERSION, SETS_VERSION = 1, 2
-"""Formats of a corpus: with one label a row, and with label sets or groups of classes."""
+"""Formats of a corpus: with one label per row, and with label sets or groups of classes."""
 MAX_NAME = 210
 """The longest name in bytes: suffixes and that of a temporary file add 45, and file systems end at 255."""
 _PLAIN = rf"(?!\.+(?:/|\Z))(?!(?:con|prn|aux|nul|com\d|lpt\d)(?:[./]|\Z))[\w.][\w.-]{{0,{MAX_NAME - 1}}}"

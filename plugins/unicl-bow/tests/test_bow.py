@@ -196,13 +196,13 @@ def test_counts_are_those_of_all_processes(digits: Path, tmp_path: Path) -> None
 
     from unicl_cli.api import read_tensors
     from unicl_cli.cli import main
-    from unicl_cli.testing import furthest
+    from unicl_cli.testing import max_difference
 
     file, one, two = tmp_path / "r.yaml", tmp_path / "one", tmp_path / "two"
     file.write_text(recipe_of(digits, text="null", loss="{name: bow, activation: sigmoid}"))
     assert main(["train", str(file), "-q", "--devices", "cpu:1", "--run-dir", str(one)]) == 0
     on_ranks(2, "train", file, "-q", "--run-dir", two)
-    assert furthest(one, two) < 1e-4
+    assert max_difference(one, two) < 1e-4
     assert int(read_tensors(one / "model.safetensors")["loss.counts"].sum()) > 0
 
 
@@ -211,7 +211,7 @@ def test_a_run_that_is_killed_continues_bit_for_bit(digits: Path, tmp_path: Path
     """With the counts of words, which are in the checkpoint."""
     from forked_ranks import on_ranks
 
-    from unicl_cli.testing import furthest
+    from unicl_cli.testing import max_difference
 
     file = tmp_path / "r.yaml"
     file.write_text(recipe_of(digits, text="null", loss="{name: bow, activation: sigmoid}", steps=6))
@@ -220,4 +220,4 @@ def test_a_run_that_is_killed_continues_bit_for_bit(digits: Path, tmp_path: Path
     with pytest.raises(RuntimeError, match=r"exit (code )?9"):
         on_ranks(1, *command, tmp_path / "cut", UNICL_TEST_CRASH="before_latest:step-00000004")
     on_ranks(1, *command, tmp_path / "cut")
-    assert furthest(tmp_path / "whole", tmp_path / "cut") == 0
+    assert max_difference(tmp_path / "whole", tmp_path / "cut") == 0

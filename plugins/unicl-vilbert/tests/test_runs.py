@@ -14,7 +14,7 @@ from unicl_regions.boxes import grid_boxes
 
 from unicl_cli.api import UniclError, load_model, read_tensors
 from unicl_cli.cli import main
-from unicl_cli.testing import furthest
+from unicl_cli.testing import max_difference
 
 SGD = ("optim={name: sgd, lr: 0.1}", "schedule={name: constant, warmup: 0}")
 
@@ -209,7 +209,7 @@ def test_two_and_three_processes_train_the_weights_of_one(
     for count, strategy in itertools.product((2, 3), ("ddp", "fsdp2")):
         other = tmp_path / f"{strategy}-{count}"
         on_ranks(count, "train", recipe, *changes, f"parallel.strategy={strategy}", "--run-dir", other, "-q")
-        assert furthest(one, other) < 1e-4, other
+        assert max_difference(one, other) < 1e-4, other
 
 
 @pytest.mark.slow
@@ -223,4 +223,4 @@ def test_a_stopped_run_goes_on_bit_for_bit(small: dict[str, tuple[str, ...]], tm
     shutil.rmtree(cut / "checkpoints" / "step-00000004")
     (cut / "checkpoints" / "latest").write_text("step-00000002\n")
     train("vilbert-shapes", cut, *changes)
-    assert furthest(tmp_path / "whole", cut) == 0
+    assert max_difference(tmp_path / "whole", cut) == 0

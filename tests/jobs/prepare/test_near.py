@@ -229,5 +229,5 @@ def test_a_dry_run_reads_no_other_corpus_and_writes_nothing(tmp_path, capsys):
     prepared(capsys, "--labels", tmp_path / "t", "-o", tmp_path / "test")
     argv = ["--labels", str(tmp_path / "t"), "-o", str(tmp_path / "c"), "--not-in", str(tmp_path / "test"), "--dry-run"]
     assert main(["prepare", *argv]) == 0
-    assert "rows that --dedup and --not-in leave out are not sought" in capsys.readouterr().err
+    assert "rows that --dedup and --not-in leave out are not searched for" in capsys.readouterr().err
     assert not (tmp_path / "c").exists()

@@ -58,7 +58,7 @@ class SetClassifier(NamedTuple):
 
 
 def check_one_vs_rest(options: ProbeOptions, corpus: EvalCorpus) -> None:
-    """Raise UniclError for options that take one label a row."""
+    """Raise UniclError for options that take one label per row."""
     if options.method == "knn":
         asked = "--method knn"
     elif options.shots:

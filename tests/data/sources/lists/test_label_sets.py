@@ -194,13 +194,13 @@ def test_parquet_lists_take_the_names_of_their_class_label(listing):
         (
             "?label=x,y",
             ("image,x,y", "a.png,light,", "b.png,dark,"),
-            "column 'y' says nothing in any row",
+            "column 'y' is empty in every row",
             "leave it out of label=",
         ),
         (
             "?onehot=x,y",
             ("image,x,y", "a.png,1,", "b.png,0,"),
-            "column 'y' says nothing in any row",
+            "column 'y' is empty in every row",
             "leave it out of onehot=",
         ),
         (
@@ -224,7 +224,7 @@ def test_parquet_lists_take_the_names_of_their_class_label(listing):
         (
             "?onehot=x,y&group=g",
             ("image,x,y", "a.png,1,0", "b.png,0,"),
-            "group=g: a row knows all of a group or nothing",
+            "group=g: a row is annotated for all of a group or not at all",
             "remove group=",
         ),
         (
