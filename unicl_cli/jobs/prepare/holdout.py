@@ -173,7 +173,7 @@ def _gives(source: ReadSource, options: PrepareOptions) -> bool:
 
 
 def _read(out: Path, basis: Mapping[str, Any], sizes: Mapping[str, int]) -> Holdout | None:
-    """Return the saved choice; None if there is none for this ``basis``, or if it is damaged: it is then made again.
+    """Return the saved choice; None if there is none for this ``basis``, or if it is damaged (it is then made anew).
 
     ``sizes`` are the numbers of rows of the open sources.
     """

@@ -123,7 +123,7 @@ def _check_findings(plan: CorpusPlan, out: Path, markers: Mapping[str, PartMarke
 
 
 def _count_rows(out: Path) -> int | None:
-    """Return the rows of a finished corpus, some of whose shards are to be made again; None for another."""
+    """Return the rows of a finished corpus, some of whose shards are to be rebuilt; None for another."""
     try:
         return read_manifest(out)[0].rows if (out / MANIFEST).is_file() else None
     except UniclError:
@@ -178,7 +178,7 @@ def _read_markers(out: Path, units: Sequence[Unit], classes: int, redo: frozense
 def _read_finished(
     plan: CorpusPlan, saved: PlanFile, out: Path, markers: Sequence[PartMarker]
 ) -> dict[str, Any] | None:
-    """Return the report of a corpus whose manifest follows from plan and markers; None if it is to be made again."""
+    """Return the report of a corpus whose manifest follows from plan and markers; None if it is to be rebuilt."""
     if not (out / MANIFEST).exists():
         return None
     try:

@@ -89,10 +89,10 @@ def digest_of(image: bytes, media: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 class ComparedRows:
-    """The rows of a unit whose shard is made again: their digests, and why others were left out.
+    """The rows of a unit whose shard is rebuilt: their digests, and why others were left out.
 
     Its duplicates are known already, so a URL may only give the image that was compared, and one that gave none is not
-    asked again: `--retry-failed` may have it in another shard by now.
+    requested again: `--retry-failed` may have it in another shard by now.
     """
 
     def __init__(self, work: Work) -> None:
