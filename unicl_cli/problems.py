@@ -50,7 +50,7 @@ def problems_of(
     faults: dict[Loc, list[Any]] = {}
     for fault in error.errors(include_url=False):
         if fault["type"] == "too_short" and len(fault["input"]) >= fault.get("ctx", {}).get("min_length", 0):
-            continue  # its entries are wrong and have lines of their own
+            continue  # its entries are wrong and have their own lines
         faults.setdefault(_strip_union_branches(raw, fault), []).append(fault)
     outer = {
         at[:n] for at in faults for n in range(len(at))

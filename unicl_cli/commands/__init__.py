@@ -16,7 +16,7 @@ LOG = logging.getLogger("unicl_cli")
 COMPUTE = "Compute"
 OUTPUT = "Output"
 _SLASHES = tuple(slash for slash in (os.sep, os.altsep) if slash)
-"""Panels of `--help` that every command with many options has, beside its own."""
+"""Panels of `--help` that every command with many options has, besides its own."""
 
 
 def examples(*lines: str) -> str:

@@ -1,4 +1,4 @@
-"""`unicl bench KIND`: speed and memory, alone or beside open_clip."""
+"""`unicl bench KIND`: speed and memory, alone or next to open_clip."""
 
 import sys
 from functools import partial

@@ -182,7 +182,7 @@ def no_predictions_error(file: Path, document: dict[str, Any]) -> UniclError:
 
 
 def check_only_fit(given: dict[str, Any]) -> None:
-    """Raise UniclError for an option of an evaluation beside --fit-thresholds, which makes none."""
+    """Raise UniclError for an evaluation option given with --fit-thresholds, which does not evaluate."""
     for option, value in given.items():
         if value:
             raise UniclError(f"{option}: cannot be combined with --fit-thresholds", "leave one of them out")

@@ -177,7 +177,7 @@ def train(
     check_run_dir(run)
     check_sources(checked, run)
     if not dry_run and is_finished(checked, run) and resume == "auto":
-        print_run(run, beside=is_beside(node_rank, launch), as_json=json_, note="already finished")
+        print_run(run, is_other=is_other_process(node_rank, launch), as_json=json_, note="already finished")
         return
     if not dry_run and not is_worker():
         show_opening(checked, run)
@@ -201,7 +201,7 @@ def train(
         train(checked, run, request, stop, source=recipe, overrides=changes)
 
     show_end(checked, run, time_work(work))
-    print_run(run, beside=is_peer(), as_json=json_)
+    print_run(run, is_other=is_peer(), as_json=json_)
 
 
 def collect_changes(
@@ -233,8 +233,8 @@ def check_sources(recipe: "Recipe", run: Path) -> None:
         locate_model(recipe.model.init)
 
 
-def is_beside(node_rank: int | None, launch: str) -> bool:
-    """Return True in a process beside the first one of a training, before it has joined the others."""
+def is_other_process(node_rank: int | None, launch: str) -> bool:
+    """Return True in a process other than the first one of a training, before it has joined the others."""
     from unicl_cli.launch.process import is_peer
     from unicl_cli.launch.slurm import is_other_task
 
@@ -280,9 +280,9 @@ def check_no_plan_options(**given: bool) -> None:
             raise UniclError(f"--{name} works only with --dry-run", f"add --dry-run, or remove --{name}")
 
 
-def print_run(run: Path, *, beside: bool, as_json: bool, note: str = "") -> None:
-    """Print the directory of the run; a process ``beside`` the first one prints nothing."""
-    if beside:
+def print_run(run: Path, *, is_other: bool, as_json: bool, note: str = "") -> None:
+    """Print the directory of the run; a process other than the first (``is_other``) prints nothing."""
+    if is_other:
         return
     if note:
         write_line(f"{run}: {note}")

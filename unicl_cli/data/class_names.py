@@ -276,7 +276,7 @@ def _check_name(name: str, place: str, origin: str) -> None:
 
 
 def _read_whole_ids(entries: list[ClassEntry]) -> list[ClassEntry]:
-    """Write ids as integers if all are whole and some are floats, as pandas writes them beside a gap."""
+    """Write ids as integers if all are whole and some are floats, as pandas writes a column with gaps."""
     whole = read_whole_numbers(entry.id for entry in entries if entry.id is not None)
     return [entry._replace(id=whole.get(entry.id or "", entry.id)) for entry in entries]
 

@@ -25,7 +25,7 @@ READ_BYTES = 64
 """Reads of a file by Pillow that are always allowed, and bytes for each further one; 2 µs each."""
 SMALL = 1 << 18
 _SHORT = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF")
-"""First bytes of the formats whose parts all take bytes of their own: a file of SMALL bytes cannot have too many."""
+"""First bytes of the formats whose parts each take bytes: a file of SMALL bytes cannot have too many."""
 _SLOW = frozenset(("ppm", "ppm_plain", "bmp_rle"))
 _SCANNED = frozenset(("JPEG", "MPO"))
 _IN_ONE_PART = frozenset(("PNG", "GIF", "WEBP", "AVIF", "JPEG2000", "ICO"))

@@ -132,7 +132,7 @@ def _number(images: _Entries, texts: _Entries, classes: int | None) -> _Numberin
 def hide_named(mine: Target, everyone: Target) -> tuple[Tensor, Tensor] | None:
     """Return a bit for each class that an image of this rank has and a caption names, or the other way round.
 
-    They are in W words, (W, b) of the images and (W, B) of the texts of all ranks: each row has a column of its own.
+    They are in W words, (W, b) of the images and (W, B) of the texts of all ranks: each row has its own column.
     """
     if mine.named is None or everyone.named is None:
         return None

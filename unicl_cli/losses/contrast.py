@@ -118,10 +118,10 @@ def both_ways(
             pairs, floors = pairs._replace(pulls=(levels.image, levels.text)), levels.entropy
             if target.classes is not None:
                 everyone = everyone.with_prompts(len(target.classes))
-                beside = build_levels(target, everyone, s.dtype)
-                floors = {**floors, "image": beside.entropy["image"]}
+                with_prompts = build_levels(target, everyone, s.dtype)
+                floors = {**floors, "image": with_prompts.entropy["image"]}
                 weights = s.new_ones(len(target.classes)) if target.weights is None else target.weights
-                pairs = add_columns(pairs, weights == 0, beside.image)
+                pairs = add_columns(pairs, weights == 0, with_prompts.image)
                 k = torch.cat([k, _kernel_input(target.classes, tile).to(k.dtype)])
             unknown = hide_unknown(target, everyone, pairs.reads, len(k))
             pairs = pairs._replace(unknown=unknown, named=hide_named(target, everyone))

@@ -148,7 +148,7 @@ def _check_evaluators(recipe: Recipe) -> list[RecipeProblem]:
                 )
             )
         if any(each.name == "zeroshot" and each.options["candidates"] != "all" for each in entry.evaluators or ()):
-            problem = "zeroshot takes its candidates from the entry: set them beside evaluators"
+            problem = "zeroshot takes its candidates from the entry: set them next to evaluators"
             found.append(RecipeProblem(("eval", number, "evaluators"), problem))
         for name in names:
             own = {"zeroshot": FIGURES[:2], "retrieval": FIGURES[2:]}.get(name, (f"{name}_",))

@@ -14,7 +14,9 @@ Data = Annotated[
     ),
 ]
 Split = Annotated[str | None, typer.Option(metavar="NAME", help="Split of the folder, such as train2017.")]
-Images = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the images. Default: SPLIT beside it.")]
+Images = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Folder of the images. Default: the folder SPLIT next to it.")
+]
 Devices = Annotated[str, typer.Option(metavar="auto|N|cpu:N", help="All GPUs, N GPUs, or N processes on the CPU.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run of unicl detect train.")]

@@ -33,7 +33,7 @@ def five_numbers(corners: Tensor, width: float, height: float) -> Tensor:
 
 
 def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Intersection over union of (b, R, 4+) and (b, S, 4+) corners, (b, R, S); 0 beside an empty box."""
+    """Intersection over union of (b, R, 4+) and (b, S, 4+) corners, (b, R, S); 0 for an empty box."""
     one, two = boxes[..., None, :4], others[..., None, :, :4]
     sides = torch.minimum(one[..., 2:], two[..., 2:]) - torch.maximum(one[..., :2], two[..., :2])
     both = sides.clamp(min=0).prod(-1)

@@ -1,4 +1,4 @@
-"""The random choices of ViLBERT beside BERT's masked words, each a function of (seed, draw): masked regions."""
+"""The random choices of ViLBERT besides BERT's masked words, each a function of (seed, draw): masked regions."""
 
 from collections.abc import Sequence
 

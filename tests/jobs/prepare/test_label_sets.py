@@ -171,7 +171,7 @@ PARTS = {"datasets": {"odd": odd}}
     ("case", "message"),
     [
         ("twice", "row 'k' has a label twice, or no label among several"),
-        ("mixed", "row 'k' has the label 0 beside its labels"),
+        ("mixed", "row 'k' has the label 0 besides its labels"),
         ("other", "row 'k' has a label of group 'y', for which it is not annotated"),
         ("lost", "no row is annotated for group 'y'"),
         ("no group", "row 'k' is annotated for group 'z', and no class has it"),

@@ -130,7 +130,7 @@ def run_check(name: str, prepared: PreparedCase, limits: Limits = Limits()) -> d
 
 
 class Turns:
-    """The runs of a case's variants in turns. One that runs out of memory is skipped from there on, with the reason."""
+    """The runs of a case's variants, alternating. One that runs out of memory is skipped from then on."""
 
     def __init__(self, prepared: PreparedCase, device: torch.device, advance: Callable[[int], None]) -> None:
         self.prepared, self.device, self.advance = prepared, device, advance

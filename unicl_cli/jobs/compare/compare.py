@@ -26,7 +26,7 @@ SHOWN = (
     *("mean_per_class", "mean_per_class_interval", "map", "map_interval", "map_micro", "per_group", "per_rank"),
     *("lca_distance", "reason", "retrieval", "trained_on", "trained_classes", "duplicates_of_eval"),
 )
-"""Figures of an evaluation that stand beside those of the other models."""
+"""Metrics of an evaluation that are shown next to those of the other models."""
 Hits = tuple[Counts, Counts]
 """Hits and trials of each item, both int64 (n,)."""
 
@@ -152,7 +152,7 @@ def class_figure(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def further_candidates(loaded: Loaded, asked: Asked) -> list[list[str]]:
-    """Return for each corpus the classes that the model may answer beside those of the corpus."""
+    """Return for each corpus the candidate classes of the model besides those of the corpus."""
     return [choose_candidates(corpus.classes, loaded.classes, asked).further for corpus in open_corpora(loaded, None)]
 
 

@@ -120,7 +120,7 @@ class ZeroShotEvaluator(NamedTuple):
         batch: int,
         limit: int | None,
     ) -> dict[str, Any]:
-        """Return the figures of a split with label sets; those of one label beside them if each row has one."""
+        """Return the figures of a split with label sets; also those of single labels if each row has one."""
         images = score_label_sets(encoder, scorer, chosen, corpus, split, batch=batch, limit=limit)
         figures = label_set_figures(images, corpus, split, self.thresholds, self.keep_precisions)
         warnings = [*chosen.warnings, *figures.pop("warnings", ())]

@@ -17,7 +17,7 @@ from unicl_cli.pages.html import Html, section, tag
 from unicl_cli.runs.validations import group_rows, name_rows
 
 ACROSS = 4
-"""Figures of validations beside each other in a terminal."""
+"""Metrics of validations side by side in a terminal."""
 LEADING = 6
 """Figures of validations in the large tiles of a page."""
 FIGURES = ("loss", "excess_loss", "lr", "logit_scale", "grad_norm", "img_s", "label_share", "unique_text", "padding")
@@ -169,7 +169,7 @@ def validation_lines(facts: Mapping[str, Any], names: Sequence[str] | None = Non
 def validation_tables(facts: Mapping[str, Any]) -> Iterator[Table]:
     """Yield tables that fit a terminal: one for each direction of a retrieval, and at most ``ACROSS`` figures in each.
 
-    Figures of the trained weights beside those of their average are left to the page.
+    Metrics of the trained weights are shown only on the page if there are those of their average.
     """
     groups: dict[str, list[str]] = {}
     for name in validation_names(facts):

@@ -1,7 +1,7 @@
 """The split of each row of a source that has only `train`: one decision per image, over all sources.
 
-An image that another source has in a split of its own is in that split everywhere. Of the others, `val` gets a share
-of each class, as exact as counts allow.
+An image that a source with splits has in one of them is in that split everywhere. Of the others, `val` gets a share of
+each class, as exact as counts allow.
 """
 
 import hashlib

@@ -230,7 +230,7 @@ def _hash_place(place: str) -> int:
 
 
 def _spread(size: int) -> int:
-    """Return a 64-bit number of its own for a size: sizes are few and small, and buckets want an even spread."""
+    """Return a distinct 64-bit number for each size: sizes are few and small, and buckets want an even spread."""
     return size * _GOLDEN % HASHES
 
 

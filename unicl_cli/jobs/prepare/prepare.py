@@ -63,7 +63,7 @@ def prepare(
 ) -> dict[str, Any]:
     """Make or finish the corpus in ``request.out`` and return the document of `--json`.
 
-    ``redo`` names shards, or the manifest, to make again although they look sound. UniclError for sources, options or a
+    ``redo`` names shards, or the manifest, to rebuild although they look sound. UniclError for sources, options or a
     directory that do not fit; Stopped if ``stop`` was requested. The engine starts once there is a unit to make.
     """
     engine.check()

@@ -64,7 +64,7 @@ def _find_set_fault(row: Row, classes: Sequence[ClassName]) -> str | None:
     if NO_LABEL in row.labels or len(set(row.labels)) < len(row.labels):
         return "has a label twice, or no label among several"
     if row.labels and row.label not in (NO_LABEL, *row.labels):
-        return f"has the label {row.label} beside its labels"
+        return f"has the label {row.label} besides its labels"
     if len(row.labels) > MOST_LABELS:
         return f"has {len(row.labels):,} labels; the limit is {MOST_LABELS:,}"
     unknown = {classes[label].group for label in row.label_set()} - set(row.known or ()) if row.known else set[str]()

@@ -363,7 +363,7 @@ def media_of(source: DatasetSource) -> tuple[str, ...]:
 
 
 def stored_media(found: Mapping[str, bytes], kinds: Sequence[str]) -> list[dict[str, Any]]:
-    """Return what a source read beside the image, as it is stored: in the order of the source's ``kinds``.
+    """Return what a source read besides the image, as it is stored: in the order of the source's ``kinds``.
 
     Raises MediaError for a kind that the source does not name, for an item that is not bytes or is too large.
     """

@@ -1,6 +1,6 @@
 """Downloaded rows of `--dedup`: kept until all images are compared, and how they are known again later.
 
-A list of URLs is asked once. What came back stands in a file beside the unit's marker until its shard is written.
+A list of URLs is asked once. What came back is kept in a file next to the unit's marker until its shard is written.
 """
 
 from __future__ import annotations

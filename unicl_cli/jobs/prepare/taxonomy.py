@@ -214,7 +214,7 @@ def _place(classes: tuple[ClassName, ...], taxonomy: Taxonomy, homes: Mapping[st
 def _describe_placement(
     taxonomy: Taxonomy, placed: PlacedClasses, count: int, homes: Mapping[str, str]
 ) -> Iterator[str]:
-    """Yield notes on what the taxonomy gave, and on what it has or lacks beside it."""
+    """Yield notes on what the taxonomy gave, and on what it has besides or lacks."""
     origin, added = taxonomy.origin, len(placed.classes) - count
     levels = f"{count_of(len(placed.ranks), 'rank')} ({list_first(placed.ranks, 8)})"
     yield f"{origin}: {count_of(len(homes), 'class')} placed in {levels}; nodes above them are classes too ({added:,})"

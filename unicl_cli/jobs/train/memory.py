@@ -135,7 +135,7 @@ class Ledger(TorchDispatchMode):
 
 
 def step_bytes(step: Step, mode: FakeTensorMode, shape: BatchShape, *, world: int, strategy: str, half: bool) -> int:
-    """Return the most bytes that a step of a rank's share has alive at once, beside those of `state_bytes`.
+    """Return the most bytes that a step of a rank's share has alive at once, besides those of `state_bytes`.
 
     ``step`` comes from `make_fake`; it may be sharded here over ``world`` processes, so use it only once. ``half``:
     bf16 autocast.

@@ -141,8 +141,8 @@ def longest_texts(batch: Batch, tokenizer: Tokenizer | None) -> Batch:
     index = torch.where(batch.text_index == NO_TEXT, batch.text_index, torch.arange(rows))
     if second is None:
         return batch._replace(tokens=tokens, text_index=index)
-    beside = torch.where(second == NO_TEXT, second, rows + torch.arange(rows))
-    return batch._replace(tokens=tokens, text_index=index, extra={**batch.extra, PROMPT: beside})
+    prompts = torch.where(second == NO_TEXT, second, rows + torch.arange(rows))
+    return batch._replace(tokens=tokens, text_index=index, extra={**batch.extra, PROMPT: prompts})
 
 
 def find_shortage(device: torch.device, lacking: float) -> Shortage | None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 NONE = "none of these"
 """Shown for an image without a label."""
 NO_GROUP = "(no group)"
-"""Shown for the classes without a group, beside groups."""
+"""Shown for the classes without a group where others have groups."""
 SEPARATOR = ";"
 """Stands between the labels of a cell."""
 
@@ -64,7 +64,7 @@ def split_row(row: Row, layout: Layout) -> list[AnswerBlock]:
 def text_lines(layout: Layout) -> Format:
     """Return the format ``path<TAB>cat 93.1 %<TAB>dog 5.0 %``, or with cosines ``path<TAB>cat 0.287``.
 
-    With groups, each has a line of its own, ``path<TAB>colour<TAB>red 93.1 %<TAB>…``.
+    With groups, each has its own line, ``path<TAB>colour<TAB>red 93.1 %<TAB>…``.
     """
 
     def form(rows: Sequence[Row]) -> str:

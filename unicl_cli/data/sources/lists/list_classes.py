@@ -214,7 +214,7 @@ class ListClasses:
             return NO_LABEL
         if (number := self._numbers.get(label)) is not None:
             return number
-        if label.text == str(NO_LABEL):  # beside words
+        if label.text == str(NO_LABEL):  # among words
             return NO_LABEL
         shown = ", ".join([c.key for c in self.classes[:3]] + ["…"] * (len(self.classes) > 3))
         raise UniclError(
