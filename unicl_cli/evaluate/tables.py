@@ -81,7 +81,7 @@ def share_and_interval(figures: Mapping[str, Any], name: str) -> str:
 
 
 def eval_tables(document: Mapping[str, Any]) -> Iterator[Table]:
-    """Yield the tables of `unicl eval`: data sets, recall per class and source, retrieval; figures in percent."""
+    """Yield the tables of `unicl eval`: data sets, recall per class and source, retrieval; metrics in percent."""
     labelled = [entry for entry in document["data"] if "top1" in entry]
     if labelled:
         yield classification_table(labelled, document["model"])
@@ -297,7 +297,7 @@ def search_tables(document: Mapping[str, Any]) -> Iterator[Table]:
 
 def evaluator_table(entry: Mapping[str, Any], name: str, figures: Mapping[str, Any]) -> Table:
     """Return the metrics of another evaluator; longer values are only in the JSON."""
-    table = make_table(f"{name} · {entry['name']} {entry['split']}", ("figure",), ("value",))
+    table = make_table(f"{name} · {entry['name']} {entry['split']}", ("metric",), ("value",))
     for figure, value in figures.items():
         if isinstance(value, float):
             table.add_row(label_figure(figure), format_figure(figure, value))

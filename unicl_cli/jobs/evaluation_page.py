@@ -72,7 +72,7 @@ def evaluation_page(document: Mapping[str, Any], kept: Sequence[AnswerColumns], 
 
 
 def entry_figures(entry: Mapping[str, Any]) -> Iterator[Html]:
-    """Yield the main figures of one data set, its warnings, and its recalls in retrieval."""
+    """Yield the main metrics of one data set, its warnings, and its recalls in retrieval."""
     named = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class", "map": "mAP"}
     tiles: list[tuple[str, object]] = [
         (words, with_interval(entry, name, " %")) for name, words in named.items() if entry.get(name) is not None
@@ -107,7 +107,7 @@ def entry_figures(entry: Mapping[str, Any]) -> Iterator[Html]:
 
 
 def label_set_sections(entry: Mapping[str, Any]) -> Iterator[Html]:
-    """Yield the figures of groups and ranks, and the average precision of each class, the lowest first."""
+    """Yield the metrics of groups and ranks, and the average precision of each class, the lowest first."""
     groups = [
         (name, f"{own['classes']:,}", with_interval(own, "map"), with_interval(own, "top1") if "top1" in own else "")
         for name, own in entry.get("per_group", {}).items()
@@ -228,4 +228,4 @@ def evaluator_section(name: str, figures: Mapping[str, Any]) -> Html:
         for key, value in figures.items()
         if isinstance(value, int | float | str)
     ]
-    return section(name, html.table(("figure", "value"), rows))
+    return section(name, html.table(("metric", "value"), rows))

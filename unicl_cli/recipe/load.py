@@ -136,7 +136,7 @@ def _check_together(recipe: Recipe) -> list[RecipeProblem]:
 
 
 def _check_evaluators(recipe: Recipe) -> list[RecipeProblem]:
-    """Return the problems of the evaluators in ``eval``, and of the choice of the best checkpoint by their figures."""
+    """Return the problems of the evaluators in ``eval``, and of the choice of the best checkpoint by their metrics."""
     found: list[RecipeProblem] = []
     figures: dict[str, None] = {}
     for number, entry in enumerate(recipe.eval):

@@ -49,7 +49,7 @@ Temperature = Annotated[float, Field(ge=1e-6, le=1e6)]
 Weight = Annotated[float, Field(ge=0)]
 Templates = Annotated[tuple[str, ...], AS_LIST, Field(min_length=1)] | str
 FIGURES = ("top1", "map", "text_to_image_r1", "image_to_text_r1")
-"""Figures of a validation by the evaluators zeroshot (the first two) and retrieval."""
+"""Metrics of a validation by the evaluators zeroshot (the first two) and retrieval."""
 _PART = {"anyOf": [{"type": "string"}, {"type": "object", "properties": {"name": {"type": "string"}}}]}
 BoundPart = Annotated[InstanceOf[Part], WithJsonSchema(_PART)]
 """Part whose options `binding.bind` has checked."""

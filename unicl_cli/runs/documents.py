@@ -100,7 +100,7 @@ class Meta(Document):
 
 
 class ValidationLine(Line):
-    """A line of ``eval.jsonl``: the figures of one entry of the recipe at one step."""
+    """A line of ``eval.jsonl``: the metrics of one entry of the recipe at one step."""
 
     entry: Natural | None = None
     corpus: str | None = None

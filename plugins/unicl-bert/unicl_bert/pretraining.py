@@ -141,7 +141,7 @@ def join_pairs(
 
 
 def train_text(source: Path, out: Path, size: Size, tokenizer_file: Path | None, numbers: Numbers) -> dict[str, float]:
-    """Train a text stream on ``source``, write it into ``out`` in transformers' layout; return the last figures.
+    """Train a text stream on ``source``, write it into ``out`` in transformers' layout; return the last metrics.
 
     ``size.vocab_size`` and ``size.positions`` are taken from tokenizer and length.
     """

@@ -68,7 +68,7 @@ def referring() -> Iterator[tuple[int, Batch]]:
 
 
 class Tail:
-    """A sink that keeps the figures of the last steps."""
+    """A sink that keeps the metrics of the last steps."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []

@@ -1,4 +1,4 @@
-"""ViLBERT through the commands: training, figures, fine-tuning, attention maps, bad input; processes and resume."""
+"""ViLBERT through the commands: training, metrics, fine-tuning, attention maps, bad input; processes and resume."""
 
 import itertools
 import json

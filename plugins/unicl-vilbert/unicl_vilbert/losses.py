@@ -51,7 +51,7 @@ def score_pairs(model: Vilbert, images: Tensor, tokens: Tensor, extra: Mapping[s
 
 
 class Joint(nn.Module, ABC):
-    """The common part of all objectives: the log odds of alignment as score of a pair, and figures on held-out rows."""
+    """The common part of all objectives: the log odds of alignment as score of a pair, and metrics on held-out rows."""
 
     score, activation = "pair", "sigmoid"
 

@@ -77,7 +77,7 @@ def prepare_loading(request: Request, workers: int, variants: Collection[str]) -
 
 
 class WaitSink:
-    """A sink that keeps one figure by name: the share of time that the last logged steps waited for data."""
+    """A sink that keeps one value by name: the share of time that the last logged steps waited for data."""
 
     def __init__(self, waited: dict[str, float], name: str) -> None:
         self.waited, self.name = waited, name

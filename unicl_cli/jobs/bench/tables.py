@@ -12,9 +12,9 @@ from unicl_cli.jobs.bench.kinds import KINDS
 
 HEAD = ("row", "variant", "ms", "per s", "MiB", "speed (range)")
 WORDS = 2
-"""Columns of text, before those of figures."""
+"""Columns of text, before those of results."""
 OPTIONAL = ("MiB", "speed (range)")
-"""Columns that are left out if they have no figure."""
+"""Columns that are left out if they have no value."""
 SLOW_FIRST_STEP = 60.0
 """Seconds from which a first step gets a line."""
 

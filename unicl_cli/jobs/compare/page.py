@@ -63,7 +63,7 @@ def comparison_page(compared: Comparison) -> str:
 
 
 def entry_sections(models: Sequence[str], entry: Mapping[str, Any]) -> Iterator[Html]:
-    """Yield the figures of one data set, the differences from the first model, and the recall per class."""
+    """Yield the metrics of one data set, the differences from the first model, and the recall per class."""
     rows = [figures_of(row) for row in entry["models"]]
     for title, present in figure_groups(entry):
         body = [
@@ -104,7 +104,7 @@ def differences_section(models: Sequence[str], entry: Mapping[str, Any]) -> Html
         )
         for row in entry["differences"]
     ]
-    head = ("", "figure", "points", "items", "better", "worse", "p", *(["p, Holm"] if several else []))
+    head = ("", "metric", "points", "items", "better", "worse", "p", *(["p, Holm"] if several else []))
     note = (
         "Percentage points with 95 % intervals. Better and worse count the images with more and with fewer hits than "
         "those of A; p is the exact paired test (McNemar). Of mAP they count classes, and p is that of a normal test."

@@ -126,7 +126,7 @@ def label_set_figures(
     thresholds: FoundThresholds | None = None,
     keep: KeepPrecisions | None = None,
 ) -> dict[str, Any]:
-    """Return the figures of the rows, with warnings; ``keep`` takes the average precisions."""
+    """Return the metrics of the rows, with warnings; ``keep`` takes the average precisions."""
     truth, wanted = images.truth, images.wanted
     cut = None if thresholds is None else order_thresholds(thresholds, corpus)
     found = measure_classes(images.scores.by_classes, truth, wanted, cut)
@@ -163,7 +163,7 @@ def f1_figures(found: ClassFigures) -> dict[str, float]:
 
 
 def class_rows(corpus: EvalCorpus, found: ClassFigures, cut: Cut | None) -> list[dict[str, Any]]:
-    """Return the figures of each class with a positive."""
+    """Return the metrics of each class with a positive."""
     f1 = None if cut is None else found.f1()
     rows: list[dict[str, Any]] = []
     for label in found.positives.nonzero()[0].tolist():

@@ -138,7 +138,7 @@ class ProbeEvaluator(NamedTuple):
     def _probe_sets(
         self, model: EvalModel, corpus: EvalCorpus, split: str, *, batch: int, limit: int | None
     ) -> dict[str, Any]:
-        """Return the figures of a corpus with label sets."""
+        """Return the metrics of a corpus with label sets."""
 
         def read(of: str) -> SetExamples:
             table, label = corpus.table(of, "labels"), f"{corpus.name} {of}"

@@ -106,7 +106,7 @@ def train_one_vs_rest(
 
 
 def set_probe_figures(found: SetClassifier, test: SetExamples, corpus: EvalCorpus, split: str) -> dict[str, Any]:
-    """Return the figures on ``test``, as `unicl eval` has them, the chosen C and the validation curve."""
+    """Return the metrics on ``test``, as `unicl eval` has them, the chosen C and the validation curve."""
     weights, bias = found.linear.weights[0].float(), found.linear.bias[0].float()
 
     def classify(features: Tensor, classes: slice) -> Tensor:

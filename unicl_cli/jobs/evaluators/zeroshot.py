@@ -91,7 +91,7 @@ class ZeroShotEvaluator(NamedTuple):
         answers: Answers,
         rows: Sequence[int],
     ) -> tuple[dict[str, Any], list[str]]:
-        """Return the figures of answers to rows with one label each, and warnings."""
+        """Return the metrics of answers to rows with one label each, and warnings."""
         table = corpus.table(split, "labels")
         if self.keep_answers is not None:
             known = [each.names[0] for each in chosen.classes]
@@ -120,7 +120,7 @@ class ZeroShotEvaluator(NamedTuple):
         batch: int,
         limit: int | None,
     ) -> dict[str, Any]:
-        """Return the figures of a split with label sets; also those of single labels if each row has one."""
+        """Return the metrics of a split with label sets; also those of single labels if each row has one."""
         images = score_label_sets(encoder, scorer, chosen, corpus, split, batch=batch, limit=limit)
         figures = label_set_figures(images, corpus, split, self.thresholds, self.keep_precisions)
         warnings = [*chosen.warnings, *figures.pop("warnings", ())]

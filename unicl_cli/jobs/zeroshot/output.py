@@ -91,7 +91,7 @@ def format_group(group: str) -> str:
 
 
 def format_item(item: Row, *, by_cosine: bool) -> str:
-    """Return a class and its figure, or each class of a path with its own."""
+    """Return a class and its metric, or each class of a path with its own."""
     path = item.get("lineage", [item])
     return BETWEEN.join(f"{escape_control(each['label'])} {format_score(each, by_cosine=by_cosine)}" for each in path)
 
