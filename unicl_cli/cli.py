@@ -61,7 +61,7 @@ REPORT = "This is a bug in unicl: please report it with the lines above and the 
 FIXABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 """Errors of writing that a user can fix, wherever they happen: a full disk, or a place without write permission."""
 SHOWN_NAME = 60
-"""The most letters that an error repeats of a name that is too long."""
+"""Maximum number of letters that an error repeats of a name that is too long."""
 HELP = ["-h", "--help"]
 FEW_OPTIONS = 10
 """Up to this number of options, `--help` shows one panel."""

@@ -220,7 +220,7 @@ class LabelSets(NamedTuple):
     """
 
     width: int
-    """The most labels of a row; classes above the row's own in a taxonomy count."""
+    """Maximum number of labels of a row; classes above the row's own in a taxonomy count."""
     groups: tuple[int, ...]
     """The number of each class's group."""
     names: tuple[str, ...]

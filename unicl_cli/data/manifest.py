@@ -180,7 +180,7 @@ class Manifest(Document):
 
     @property
     def most_labels(self) -> int:
-        """The most labels of a row."""
+        """Maximum number of labels of a row."""
         return max(map(int, self.set_sizes), default=1)
 
     @model_validator(mode="after")

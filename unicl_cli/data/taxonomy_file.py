@@ -18,7 +18,7 @@ from unicl_cli.formats import list_first
 
 MAX_BYTES = 64_000_000
 MAX_CELL = 1000
-"""The most characters of a name."""
+"""Maximum number of characters of a name."""
 PARENT_WORDS = (
     *("parent", "parent_id", "parentid", "parent_key", "parent_name", "parent_class", "parent_taxon_id"),
     *("parentnameusageid", "hypernym"),

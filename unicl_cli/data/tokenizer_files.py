@@ -9,7 +9,7 @@ from typing import Any, cast
 MAX_PARTS, MAX_GROWTH, MAX_PATTERN, MAX_CHARSMAP = 32, 64, 2000, 4_000_000
 """Largest number of steps, factor by which they may lengthen a text, length of a pattern, and of a character table."""
 MAX_REPEATS = 4
-"""Most quantifiers without an upper limit in one branch of a pattern: its time grows with a power of the length."""
+"""Maximum number of open-ended quantifiers in one branch of a pattern: its time grows with a power of the length."""
 STEPS = {
     "normalizer": (
         *("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "StripAccents", "BertNormalizer", "Nmt", "Precompiled"),
@@ -21,9 +21,9 @@ STEPS = {
     ),
 }
 MAX_WAYS = 10_000
-"""Most ways in which a pattern may match one text, apart from quantifiers without an upper limit; GPT-4o's has 40."""
+"""Maximum number of ways in which a pattern may match one text, apart from open-ended quantifiers; GPT-4o's has 40."""
 MAX_TIMES = 1000
-"""An upper limit from here on is none, for what matches in one way."""
+"""A quantifier with at least this upper limit counts as open-ended, if what it repeats matches in one way."""
 TOKEN = re.compile(
     r"(?P<open>\((?:\?(?:<?[=!]|>|[a-zA-Z-]*:?))?)|(?P<bar>\|)"
     r"|(?P<close>\))?(?P<times>[*+?]|\{(?:\d+,?\d*|,\d+)\})[?+]?|\)"

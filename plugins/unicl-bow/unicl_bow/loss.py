@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from unicl_cli.api import NO_TEXT, Batch, Model, Tokenizer, UniclError, gather, share_of_mean
 
 SHOWN = 5
-"""The most words that a warning names."""
+"""Maximum number of words that a warning names."""
 PROMPTS = 1024
 """Prompts whose words are held at once, as one row of the vocabulary each."""
 

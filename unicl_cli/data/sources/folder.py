@@ -36,7 +36,7 @@ from unicl_cli.storage.spool import Spool
 from unicl_cli.storage.text_hashes import find_repeated, hash_text, hash_texts, is_among
 
 MAX_CAPTIONS = 1_000_000
-"""The most bytes of the captions beside an image."""
+"""Maximum number of bytes of the captions beside an image."""
 
 
 class FolderOptions(NamedTuple):

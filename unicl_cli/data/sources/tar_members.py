@@ -8,7 +8,7 @@ from typing import IO, Any, TypeVar
 from unicl_cli.data.text import replace_surrogates
 
 HEADER_BYTES = 1 << 20
-"""The most bytes of a long name or of extended attributes."""
+"""Maximum number of bytes of a long name or of extended attributes."""
 T = TypeVar("T")
 
 

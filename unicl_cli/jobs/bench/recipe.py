@@ -27,7 +27,7 @@ from unicl_cli.launch.accelerator import start_accelerator
 from unicl_cli.recipe.load import load
 
 MIN_IMAGES = 64
-"""Least number of images in one run of the loader."""
+"""Minimum number of images in one run of the loader."""
 
 
 def cases(request: Request) -> list[Case]:

@@ -18,7 +18,7 @@ from unicl_cli.pages.text import shorten
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 """Line breaks and other control characters."""
 _SHOWN = 40
-"""The most characters of a label in a note."""
+"""Maximum number of characters of a label in a note."""
 FoldedName = tuple[str | Decimal, ...]
 SHOWN = 3
 """Classes that the closing table shows with an image each."""

@@ -46,7 +46,7 @@ SEED = 0
 _SAMPLE = 32
 _OLD_URL_FAULT = "the image is a URL, but only local files can be read"
 _SHOWN = 60
-"""The most characters of a text in a note."""
+"""Maximum number of characters of a text in a note."""
 
 
 class PlannedSource(NamedTuple):

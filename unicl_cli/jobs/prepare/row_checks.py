@@ -11,7 +11,7 @@ from unicl_cli.storage.buckets import CHUNK, Buckets
 from unicl_cli.storage.text_hashes import find_repeated, hash_text, hash_texts, is_among
 
 MOST_LABELS = 1000
-"""The most labels of a row."""
+"""Maximum number of labels of a row."""
 
 
 def check_file_names(spec: SourceSpec, splits: Iterable[str]) -> None:

@@ -11,7 +11,7 @@ PARTS = "parts"
 """The folder of a corpus for what is written beside each shard: markers, and digests while there are any."""
 MAX_UNIT_ROWS = 8192
 MAX_GROUP_ROWS = 2048
-"""The most rows of a shard and of a row group."""
+"""Maximum number of rows of a shard and of a row group."""
 
 
 class Unit(NamedTuple):

@@ -50,7 +50,7 @@ class Judge(NamedTuple):
 
     @property
     def most(self) -> int:
-        """The most classes of an answer."""
+        """Maximum number of classes of an answer."""
         return max(len(question.shown) for question in self.questions)
 
     @property

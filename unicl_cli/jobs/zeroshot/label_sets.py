@@ -41,7 +41,7 @@ class SetJudge(NamedTuple):
 
     @property
     def most(self) -> int:
-        """The most classes of an answer."""
+        """Maximum number of classes of an answer."""
         return len(self.classes)
 
     @property

@@ -25,7 +25,7 @@ from unicl_cli.errors import UniclError, did_you_mean
 SAMPLE = 64
 """Number of records whose cells show what a column holds."""
 _MOST, _LONGEST = 40, 60
-"""The most columns that a message lists, and the most characters of each."""
+"""Maximum number of columns that a message lists, and of characters of each."""
 ALL = "all"
 """The value of ``onehot`` for all columns of marks that are left over."""
 FOLDER = "folder"

@@ -13,7 +13,7 @@ from unicl_cli.errors import UniclError
 
 MARKS = "write the names of the image's classes into the cell instead of a mark for each class"
 MAX_LABEL = 1000
-"""The most characters of a label."""
+"""Maximum number of characters of a label."""
 OF_LABELS = ("label", "classes", "first", "missing", "keep", "sets", "onehot", "negative", "group")
 """The options of a list that concern labels alone."""
 LISTS_ONLY = "true"
