@@ -67,7 +67,7 @@ class ClassBatches:
         return self.members[self.starts[c] + places].astype(np.int64)
 
 
-class SideBySide:
+class JoinedBatches:
     """Batches of classes joined with the batches of a mixture (None: alone), in random order within a batch."""
 
     def __init__(self, classes: ClassBatches, others: Mixture | None, seed: int) -> None:

@@ -307,7 +307,7 @@ class Point(NamedTuple):
     nll: float
 
     @property
-    def merit(self) -> tuple[float, float, float]:
+    def sort_key(self) -> tuple[float, float, float]:
         """Key to compare points, larger is better: accuracy, then lower negative log-likelihood, then the smaller C."""
         return self.accuracy, -self.nll, -self.c
 
@@ -325,7 +325,7 @@ def sweep(measure: Callable[[Sequence[float]], Sequence[Point]]) -> list[Point]:
         new = [step for step in steps if 0 <= step <= 96 and step not in seen]
         if new:
             seen.update(zip(new, measure([10 ** (-6 + step / 8) for step in new]), strict=True))
-        return max(seen, key=lambda step: seen[step].merit)
+        return max(seen, key=lambda step: seen[step].sort_key)
 
     peak = look(range(0, 65, 16))
     for step in (80, 96):

@@ -98,7 +98,7 @@ def train_one_vs_rest(
     if c is None:
         search = OneVsRest(train.features, train.truth, torch.float32)
         curve = sweep(search_measure(search, validation.features, validation.truth, advance))
-        c = max(curve, key=lambda point: point.merit).c
+        c = max(curve, key=lambda point: point.sort_key).c
     whole = train.joined(validation)
     linear = OneVsRest(whole.features, whole.truth).fit([c])
     advance(1)

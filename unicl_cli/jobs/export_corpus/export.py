@@ -22,7 +22,7 @@ from unicl_cli.errors import Stopped, UniclError, did_you_mean
 from unicl_cli.formats import byte_size, count_of
 from unicl_cli.jobs.export_corpus.hub import HubFormat
 from unicl_cli.jobs.export_corpus.plan import ExportPlan, Format, Piece, Written, plan_pieces, read_tables
-from unicl_cli.jobs.export_corpus.samples import Wording
+from unicl_cli.jobs.export_corpus.samples import ClassTexts
 from unicl_cli.jobs.export_corpus.webdataset import WebDatasetFormat
 from unicl_cli.jobs.prepare.progress import Progress, note
 from unicl_cli.storage.documents import Document, read_document
@@ -111,8 +111,8 @@ def plan_export(corpus: Corpus, request: ExportRequest) -> Export:
             f"--license {licence}: is not an identifier of the hub", "write for example cc-by-4.0 or other"
         )
     if request.format == "webdataset":
-        wording = Wording(corpus.classes, groups_of(corpus.classes), load_templates(corpus.templates))
-        layout: Format = WebDatasetFormat(corpus, request.out, wording, lines)
+        class_texts = ClassTexts(corpus.classes, groups_of(corpus.classes), load_templates(corpus.templates))
+        layout: Format = WebDatasetFormat(corpus, request.out, class_texts, lines)
     elif request.format == "hf":
         layout = HubFormat(corpus, request.out, splits, lines, licence)
     else:

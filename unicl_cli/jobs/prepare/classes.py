@@ -148,8 +148,8 @@ def find_class_images(classes: Sequence[ClassName], rows: Iterable[Rows], left_o
     met: dict[int, str] = {}
     for of in rows:
         for row in of.by_source():
-            if (key := of.adoption.key(row)) not in left_out:
-                for label in of.adoption.labels(row):
+            if (key := of.mapping.key(row)) not in left_out:
+                for label in of.mapping.labels(row):
                     met.setdefault(label, key)
     parents = {c.parent for c in classes}  # a class above others may have no image of its own
     empty = frozenset(number for number, c in enumerate(classes) if number not in met and c.key not in parents)

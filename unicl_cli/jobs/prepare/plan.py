@@ -160,8 +160,8 @@ class CorpusPlan(NamedTuple):
     def count_set_sizes(self) -> Counter[int]:
         """Return the labelled rows by their number of labels, before any is left out."""
         labelled = _labelled_rows(self.sources)
-        adopted = (of.adoption.row(row) for of in labelled for row in of.by_source())
-        return Counter(len(row.label_set()) for row in adopted if row.is_labelled())
+        mapped = (of.mapping.row(row) for of in labelled for row in of.by_source())
+        return Counter(len(row.label_set()) for row in mapped if row.is_labelled())
 
     def row_at(self, unit: Unit, number: int) -> Row:
         """Return one row of a unit, by its number in the unit."""
@@ -245,9 +245,9 @@ def _read_source(spec: SourceSpec, source: DatasetSource, placed: PlacedClasses,
         or any(row.labels or row.known is not None for of in raw.values() for row in of)
     )
     rows = {split: of for split, of in raw.items() if of}
-    adoption = placed.adopt(spec.name, spec.kind, own, numbers)
+    mapping = placed.mapping_of(spec.name, spec.kind, own, numbers)
     has_urls = any(url_of(source, row) is not None for of in raw.values() for row in of)
-    return ReadSource(spec.name, source, adoption, rows, _fingerprint(source, raw), has_sets, has_urls)
+    return ReadSource(spec.name, source, mapping, rows, _fingerprint(source, raw), has_sets, has_urls)
 
 
 def _plan_source(spec: SourceSpec, read: ReadSource, holdout: Holdout, options: PrepareOptions) -> PlannedSource:
@@ -255,7 +255,7 @@ def _plan_source(spec: SourceSpec, read: ReadSource, holdout: Holdout, options: 
     for split, own in holdout.splits_of(read).items():
         seed = None if options.keep_order else f"{SEED}/{spec.name}/{spec.kind}/{split}"
         raw = read.rows.get(split, read.rows.get(TRAIN, ()))
-        rows[split] = Rows(raw, own, read.adoption, seed=seed, limit=options.limit)
+        rows[split] = Rows(raw, own, read.mapping, seed=seed, limit=options.limit)
     return PlannedSource(
         spec, read.source, {split: of for split, of in rows.items() if of}, read.fingerprint, read.has_urls
     )
@@ -263,7 +263,7 @@ def _plan_source(spec: SourceSpec, read: ReadSource, holdout: Holdout, options: 
 
 def _describe_markup(read: ReadSource) -> str | None:
     """Return a note on the texts of a source that lose HTML tags, with the first of them; None if there are none."""
-    if read.adoption.kind == "images":
+    if read.mapping.kind == "images":
         return None
     texts = (text for rows in read.rows.values() for row in rows for text in row.texts)
     found = filter(has_markup, texts)

@@ -37,7 +37,7 @@ def cache_images(parts: Parts, step: nn.Module, accelerator: Any, where: str, ea
     if parts.recipe.parallel.image_cache == "off" or frozen is None:
         return parts
     count, seen = len(parts.data.mix), parts.sizes.steps * parts.recipe.batch.size
-    why = why_not(parts, frozen, count, seen)
+    why = reason_not_to_cache(parts, frozen, count, seen)
     if why is not None:
         line = f"images are encoded at each step, although their tower is frozen: {why}"
     else:
@@ -50,7 +50,7 @@ def cache_images(parts: Parts, step: nn.Module, accelerator: Any, where: str, ea
     return parts._replace(data=encode_all(parts.recipe, parts.data, step, rows, accelerator, each))
 
 
-def why_not(parts: Parts, frozen: FrozenImages, count: int, seen: int) -> str | None:
+def reason_not_to_cache(parts: Parts, frozen: FrozenImages, count: int, seen: int) -> str | None:
     """Return the reason to encode the images of a frozen tower at each step; None for none. The same on every rank.
 
     ``count``: the images of the mix; ``seen``: those that the whole training draws.
