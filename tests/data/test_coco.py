@@ -1,4 +1,4 @@
-"""COCO's annotations: what is read, what is left out and told, and what is refused in one line."""
+"""COCO's annotations: what is read, what is left out and reported, and what is refused in one line."""
 
 import json
 from pathlib import Path
