@@ -1,4 +1,4 @@
-"""Updates: decided on the device or after reading, they are the same; fp16 scales, unscales, skips and grows as torch does."""
+"""Updates: the same decided on the device or after reading; fp16 scales, unscales, skips and grows as torch does."""
 
 import math
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Evaluated images that were trained on are reported with their number, also across corpora and through start weights."""
+"""Evaluated images that were trained on are counted, also across corpora and through start weights."""
 
 import io
 import json

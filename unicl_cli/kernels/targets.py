@@ -59,7 +59,7 @@ class Target(NamedTuple):
             rows.shown[-count:] = number
         return rows
 
-    def said(self) -> Tensor:
+    def text_labels(self) -> Tensor:
         """Return the labels that each row's text stands for, (n, S) int64."""
         if self.shown is None:
             return self.labels
@@ -138,7 +138,7 @@ def hide_named(mine: Target, everyone: Target) -> tuple[Tensor, Tensor] | None:
         return None
     # equal numbers hide a pair: c is a class of an image and of a caption, -2 - c the other way round; NO_LABEL stays
     images = torch.cat([mine.labels, -2 - mine.named], 1)
-    texts = torch.cat([everyone.named, -2 - everyone.said()], 1)
+    texts = torch.cat([everyone.named, -2 - everyone.text_labels()], 1)
     shared = texts[torch.isin(texts, images) & (texts != NO_LABEL)].unique()  # the number of words waits for a GPU
     words = len(shared) // 62 + 1
 
@@ -169,7 +169,7 @@ def build_levels(mine: Target, everyone: Target, dtype: torch.dtype) -> Levels:
     The text pulls of all ranks together are the sum of all targets of texts over images times logits, though each rank
     has only its own images.
     """
-    images, texts = _entries(mine.labels, mine.weights, dtype), _entries(everyone.said(), mine.weights, dtype)
+    images, texts = _entries(mine.labels, mine.weights, dtype), _entries(everyone.text_labels(), mine.weights, dtype)
     asking = texts if mine.shown is None else _entries(everyone.labels, mine.weights, dtype)
     classes, tiny = None if mine.weights is None else len(mine.weights), torch.finfo(dtype).tiny
     met = _count(images.key, texts.key, classes)
@@ -203,7 +203,7 @@ def build_levels(mine: Target, everyone: Target, dtype: torch.dtype) -> Levels:
         entropy = -torch.stack([count * torch.xlogy(q, q) for count, q in counts]).sum(0)
         return Levels(image, text, {"image": entropy, "text": entropy})
     same = fine[:SAMPLED, None] * (mine.texts[:SAMPLED, None] == everyone.texts)
-    rest, spoken = rest[:SAMPLED], _entries(mine.said()[:SAMPLED], mine.weights, dtype)
+    rest, spoken = rest[:SAMPLED], _entries(mine.text_labels()[:SAMPLED], mine.weights, dtype)
     shared = shared_weights(_Entries(*(x[:SAMPLED] for x in images)), texts), shared_weights(spoken, asking)
     entropies = (entropy_of(same + rest * w / w.sum(1, keepdim=True).clamp(min=tiny)) for w in shared)
     return Levels(image, text, dict(zip(("image", "text"), entropies, strict=True)))
