@@ -27,12 +27,12 @@ class Node(NamedTuple):
 
 
 class Taxonomy(NamedTuple):
-    """Sound nodes by key: one tree, or several; the ranks along each path are different and stand in one order."""
+    """Sound nodes by key: one tree, or several; the ranks along each path are different and in one order."""
 
     origin: str
     nodes: Mapping[str, Node]
     deeper: Mapping[str, frozenset[str]]
-    """Rank -> the ranks that stand below it, in the order of the ranks from the top down."""
+    """Rank -> the ranks below it, in the order of the ranks from the top down."""
     inner: frozenset[str]
     """The keys of nodes above others."""
 
@@ -57,7 +57,7 @@ def build_taxonomy(origin: str, nodes: Mapping[str, Node], *, is_below_root: boo
     """Return the taxonomy of nodes by key. A node without a rank has that of its depth: `level 1` is below the root.
 
     With ``is_below_root`` the top nodes lie below a root that is not among the nodes. UniclError for a parent that is
-    not a node, a cycle, several roots, ranks that stand in two orders, and more than 63 ranks.
+    not a node, a cycle, several roots, ranks in two orders, and more than 63 ranks.
     """
     depths = _measure_depths(origin, nodes)
     roots = [key for key, node in nodes.items() if not node.parent]

@@ -220,7 +220,7 @@ def entry_score(entry: Mapping[str, Any]) -> float:
 def write_mixture(both: MixPair, alpha: float, out: Path) -> list[str]:
     """Write a run directory like the base's, and open_clip's layout if the model is one of open_clip's; meta.json last.
 
-    Both lie in one folder: unicl reads it as a run, open_clip as ``local-dir:OUT``. Return notes for the user.
+    Both are in one folder: unicl reads it as a run, open_clip as ``local-dir:OUT``. Return notes for the user.
     """
     out.mkdir(parents=True, exist_ok=True)
     tensors = both.interpolated(alpha)

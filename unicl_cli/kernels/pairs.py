@@ -15,7 +15,7 @@ Grads = tuple[Tensor | None, Tensor | None]
 
 
 class Unknown(NamedTuple):
-    """Pairs that are hidden because they share a bit: of the groups that a row lacks, and the group of a column."""
+    """Pairs hidden because they share a bit: groups that a row is not annotated for, and the group of a column."""
 
     rows: Tensor  # (b,) int64
     columns: Tensor  # (C,) int64

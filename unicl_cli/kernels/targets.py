@@ -152,7 +152,7 @@ def hide_named(mine: Target, everyone: Target) -> tuple[Tensor, Tensor] | None:
 
 
 def hide_unknown(mine: Target, everyone: Target, reads: Tensor, columns: int) -> Unknown | None:
-    """Return the groups that each image lacks and the group of each text column, as bits.
+    """Return the groups that each image is not annotated for, and the group of each text column, as bits.
 
     ``reads`` (B,): the column of each row of all ranks. Rows that share a column show the same prompt.
     """

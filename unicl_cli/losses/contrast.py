@@ -153,9 +153,9 @@ def supcon_loss(
     """Compute this rank's shares of the global means, each (): (n, D) unit rows of this rank, (n,) keys, (n,) ids.
 
     Every row is compared with all rows except itself (equal ``ids``); rows with an equal key are its positives; the
-    mean stands outside the log. A row without another positive gives 0 and is counted, as in the authors' code; their
-    factor temperature / 0.07 is left out. With ``keys`` unique per image it is NT-Xent.
-    SupCon (NeurIPS 2020) eq. 2; SimCLR (ICML 2020) eq. 1.
+    mean is outside the log. A row without another positive gives 0 and is counted, as in the authors' code; their
+    factor temperature / 0.07 is left out. With ``keys`` unique per image it is NT-Xent. SupCon (NeurIPS 2020) eq. 2;
+    SimCLR (ICML 2020) eq. 1.
 
     With ``labels``, int64 (n, S), NO_LABEL where a row has fewer than S, the positives of row i are the other rows that
     share labels with it, each by the summed weight of these labels; ``weights`` (classes,): None for 1 each. A row

@@ -196,10 +196,10 @@ def join_missing(errors: Sequence[MissingFilesError], asked: Sequence[str]) -> U
 def missing_error(
     dataset: Dataset, missing: Sequence[str] = (), tried: Sequence[Path] = (), why: str = ""
 ) -> MissingFilesError:
-    """Return the error for a data set whose files are not there: what, where it was looked for, how to get it.
+    """Return the error for a data set whose files are not there: what, where it was searched for, how to get it.
 
-    ``missing`` are the files that lack (default: the first of each layout); ``tried`` are the places, if they are not
-    the usual ones; ``why`` says what else failed.
+    ``missing`` are the missing files (default: the first of each layout); ``tried`` are the places, if they are not the
+    usual ones; ``why`` says what else failed.
     """
     names = missing or [part.list[0] for layout in dataset.layouts[:1] for part in layout if not part.optional]
     names = names or [file.name for file in dataset.files]

@@ -121,7 +121,7 @@ class Img2Dataset:
 
     def _stored(self, table: str) -> ParquetImages:
         if table not in self._tables:
-            self._tables.clear()  # rows of a unit lie in few shards
+            self._tables.clear()  # rows of a unit are in few shards
             self._tables[table] = ParquetImages(self.folder / table, self._image_column(self.folder / table) or "")
         return self._tables[table]
 

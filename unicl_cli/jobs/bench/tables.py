@@ -37,7 +37,7 @@ def tables(document: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def row_cells(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Yield one line per variant; the row's name and its text counts stand in the first two."""
+    """Yield one line per variant; the row's name and its text counts are in the first two."""
     firsts = [row["name"], text_counts(row)]
     alone = len(row["variants"]) == 1
     for number, (variant, own) in enumerate(row["variants"].items()):

@@ -205,7 +205,7 @@ def pair_rows(facts: Mapping[str, Any]) -> dict[str, str]:
         others = "other rows' prompts that fit, per label row" if has_sets else "other rows of its class, per label row"
         rows[others] = f"{each['others_per_anchor']:.2f}"
         if "hidden_share" in each:
-            rows["prompts of groups that a label row lacks"] = format_share(each["hidden_share"])
+            rows["prompts of groups not annotated for a label row"] = format_share(each["hidden_share"])
     if "captions" in found:
         each = found["captions"]
         rows["pairs of captions with the same text"] = format_share(each["same_text_share"], 2)

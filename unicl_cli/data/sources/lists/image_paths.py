@@ -1,4 +1,4 @@
-"""Places of a list's images: relative to the list or to ``root``, with a suffix added, and where else they may lie."""
+"""Places of a list's images: relative to the list or to ``root``, with a suffix added, and where else they may be."""
 
 import os
 import re
