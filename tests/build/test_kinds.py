@@ -1,4 +1,4 @@
-"""Kinds of rows that would vanish from a training are refused or told with their counts."""
+"""Kinds of rows that would vanish from a training are refused or reported with their counts."""
 
 import json
 

@@ -204,7 +204,7 @@ def change_manifest(folder, change):
         (lambda m: m.update(schema_version=3), "corpus format 3, but this unicl reads 1 and 2"),
         (
             lambda m: m.update(classes=[{"id": n, "key": str(n), "names": ["x"], "group": str(n)} for n in range(64)]),
-            "has 64 groups of classes; the most are 63",
+            "has 64 groups of classes; the limit is 63",
         ),
     ],
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from launching import begun, done, ended, furthest, here, same
+from launching import begun, done, ended, here, max_difference, same
 
 PLUGIN = '''
 def limited(*, mib: float, only: int = -1):
@@ -99,7 +99,7 @@ def test_a_batch_that_does_not_fit_is_encoded_in_parts_of_the_same_numbers(place
     assert f"batch.micro: {rows} rows at once (of 48): more did not fit into " in err
     assert same(run, free(place, "byhand", f"batch.micro={rows}"))
     assert micro(whole) is None
-    assert furthest(run, whole) < 1e-4
+    assert max_difference(run, whole) < 1e-4
 
 
 def test_a_run_goes_on_with_the_rows_it_began_with(place, short):
@@ -121,7 +121,7 @@ def test_all_ranks_follow_the_one_that_has_too_little(place):
     assert rows in (3, 6, 12)
     assert err.count(f"batch.micro: {rows} rows at once (of 24): more did not fit into ") == 1
     assert same(run, free(place, "two-byhand", large, f"batch.micro={rows}", devices="cpu:2"))
-    assert furthest(run, free(place, "whole-large", large)) < 1e-4
+    assert max_difference(run, free(place, "whole-large", large)) < 1e-4
 
 
 def test_what_cannot_fit_is_one_line(place):

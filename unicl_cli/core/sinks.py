@@ -1,4 +1,4 @@
-"""Sinks for the figures of a training: metrics.jsonl, the terminal, status.json."""
+"""Sinks for the metrics of a training: metrics.jsonl, the terminal, status.json."""
 
 import contextlib
 import json
@@ -69,7 +69,7 @@ def explain_write_errors(path: Path) -> Generator[None]:
 class JsonlSink:
     """One flat JSON object per line; values that are not finite are null. Lines after step ``start`` are dropped first.
 
-    A run that was cut after its last checkpoint repeats steps, and no step may be listed twice.
+    A run that was interrupted after its last checkpoint repeats steps, and no step may be listed twice.
     """
 
     def __init__(self, path: Path, start: int) -> None:

@@ -139,7 +139,7 @@ def read_config(path: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         if not all(isinstance(config[key], dict) for key in ("vision_cfg", "text_cfg")):
             raise TypeError("vision_cfg and text_cfg are mappings")
         if not isinstance(config["text_cfg"].get("hf_model_name", ""), str):
-            raise TypeError("text_cfg.hf_model_name is not a text")
+            raise TypeError("text_cfg.hf_model_name is not a string")
         return config, dict(whole.get("preprocess_cfg", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UniclError(

@@ -154,7 +154,7 @@ class PlanFile(Document):
         return [*map(_as_unit, self.units), *map(_as_retry, self.retries)]
 
     def document(self) -> dict[str, Any]:
-        """Return the content as it stands in the file, without the units."""
+        """Return the content as it is in the file, without the units."""
         return self.model_dump(exclude={"units", "retries"}, exclude_unset=True)
 
 

@@ -64,7 +64,7 @@ def prepare(
 ) -> dict[str, Any]:
     """Make or finish the corpus in ``request.out`` and return the document of `--json`.
 
-    ``redo`` names shards, or the manifest, to make again although they look sound. UniclError for sources, options or a
+    ``redo`` names shards, or the manifest, to rebuild although they look sound. UniclError for sources, options or a
     directory that do not fit; Stopped if ``stop`` was requested. The engine starts once there is a unit to make.
     """
     engine.check()
@@ -108,7 +108,7 @@ def prepare(
         signatures.remove_staged(units, out)
         report = _finish_corpus(preparation, saved, [markers[unit.marker] for unit in units], found, is_new=is_new)
         if rows_before not in (None, report["rows"]):
-            warn(f"{out}: now has {report['rows']:,} rows; it had {rows_before:,} before shards were made again")
+            warn(f"{out}: now has {report['rows']:,} rows; it had {rows_before:,} before shards were rebuilt")
         return report
 
 
@@ -124,7 +124,7 @@ def _check_findings(plan: CorpusPlan, out: Path, markers: Mapping[str, PartMarke
 
 
 def _count_rows(out: Path) -> int | None:
-    """Return the rows of a finished corpus, some of whose shards are to be made again; None for another."""
+    """Return the rows of a finished corpus, some of whose shards are to be rebuilt; None for another."""
     try:
         return read_manifest(out)[0].rows if (out / MANIFEST).is_file() else None
     except UniclError:
@@ -147,7 +147,7 @@ def _plan_retries(
     check_versions(plan, saved, out, allow_version_mix=allow_version_mix)
     again = add_retries(plan, saved, out, [markers[unit.marker] for unit in units])
     if again is saved:
-        note("no URL failed for a reason that can pass")
+        note("no URL failed for a temporary reason")
     return again
 
 
@@ -179,7 +179,7 @@ def _read_markers(out: Path, units: Sequence[Unit], classes: int, redo: frozense
 def _read_finished(
     plan: CorpusPlan, saved: PlanFile, out: Path, markers: Sequence[PartMarker]
 ) -> dict[str, Any] | None:
-    """Return the report of a corpus whose manifest follows from plan and markers; None if it is to be made again."""
+    """Return the report of a corpus whose manifest follows from plan and markers; None if it is to be rebuilt."""
     if not (out / MANIFEST).exists():
         return None
     try:
@@ -190,10 +190,10 @@ def _read_finished(
         repeated = {**equal.model_dump(), "of_eval": manifest.duplicates_of_eval}
         problems = find_contradictions(manifest, saved, markers, dedup=dedup, repeated=repeated)
     except UniclError as error:
-        warn(f"{error.message}: making it again")
+        warn(f"{error.message}: rebuilding it")
         return None
     if problems:
-        warn(f"{out / MANIFEST}: damaged: {problems[0]}: making it again")
+        warn(f"{out / MANIFEST}: damaged: {problems[0]}: rebuilding it")
     optional = {"survival": False, "set_sizes": manifest.has_sets, "not_in": bool(plan.others)}
     facts = Manifest.model_fields.keys() - {name for name, is_there in optional.items() if not is_there}
     is_old = facts - manifest.model_fields_set  # lacks facts that the report has
@@ -223,7 +223,7 @@ def _find_among_downloads(
 ) -> Duplicates | None:
     """Find duplicates of a corpus with URLs: they are downloaded first, and compared with what is there already.
 
-    What is kept for that stays: the digests for `--retry-failed`, and the rows until their shards are written.
+    These files stay: the digests for `--retry-failed`, and the rows until their shards are written.
     """
     plan, units, out, *_ = preparation
     found = duplicates.read_duplicates(out) or NO_DUPLICATES
@@ -346,7 +346,7 @@ def _check_no_source_is_empty(out: Path, new: Sequence[Unit], report: dict[str, 
         raise UniclError(f"{out}: no usable rows (rejected: {format_counts(reasons)})", see)
     name, reasons = empty[0], rejected[empty[0]]
     if passing_reasons(downloads) & reasons.keys():
-        see = f"add --retry-failed to ask for its URLs again; {see}"
+        see = f"add --retry-failed to request its URLs again; {see}"
     raise UniclError(
         f"source '{name}': no usable rows (rejected: {format_counts(reasons)})",
         f"{see}; fix the source or leave it out, then choose another -o (or remove {out})",

@@ -48,7 +48,7 @@ def run_repair(
     redo = frozenset((*damaged, *problems & {MANIFEST}))
     before = _read_checksums(out)
     if found.problems:
-        note(f"problems found: {len(found.problems)}; shards to make again: {len(damaged)}")
+        note(f"problems found: {len(found.problems)}; shards to rebuild: {len(damaged)}")
         if not (request.labels or request.captions or request.images):
             request = _request_of(plan, out, request.downloads)
         prepare(request, workers=workers, allow_version_mix=allow_version_mix, redo=redo, stop=stop)
@@ -64,7 +64,7 @@ def run_repair(
     done = f"{out}: nothing to repair ({count_of(remaining.shards, 'shard')} checked)"
     if found.problems:
         done = f"{out}: repaired {len(damaged)} of {count_of(remaining.shards, 'shard')}, byte for byte as before"
-        done = done if damaged else f"{out}: made {MANIFEST} again; no shard was damaged"
+        done = done if damaged else f"{out}: rebuilt {MANIFEST}; no shard was damaged"
     if as_json:
         print_json(report)
     else:

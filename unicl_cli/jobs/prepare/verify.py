@@ -1,4 +1,4 @@
-"""The check of a corpus against what `prepare` wrote: plan, markers, manifest, sha256 and rows of every shard."""
+"""The check of a corpus against what `prepare` recorded: plan, markers, manifest, sha256 and rows of every shard."""
 
 import hashlib
 from collections import Counter

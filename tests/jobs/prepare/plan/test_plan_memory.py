@@ -16,7 +16,7 @@ from unicl_cli.jobs.prepare.plan.image_groups import RowList, number_images
 from unicl_cli.jobs.prepare.plan.plan import _describe_row, make_plan
 from unicl_cli.jobs.prepare.plan.request import PrepareOptions
 from unicl_cli.jobs.prepare.plan.row_checks import check_keys
-from unicl_cli.jobs.prepare.plan.rows import Adoption, Rows, SplitRows
+from unicl_cli.jobs.prepare.plan.rows import RowMapping, Rows, SplitRows
 from unicl_cli.storage import buckets, spool
 from unicl_cli.storage.derived import Derived
 
@@ -85,7 +85,7 @@ def test_rows_are_in_the_order_of_a_permuted_table(limit, seed):
     for split, members in ((SplitRows(moved, of=100), table), (SplitRows(moved), moved)):
         order = members if seed is None else members[Permutation(len(members), seed)(np.arange(len(members)))]
         expected = [f"web:{number}" for number in order[:limit].tolist()]
-        rows = Rows(raw, split, Adoption("web", "captions", ()), seed=seed, limit=limit)
+        rows = Rows(raw, split, RowMapping("web", "captions", ()), seed=seed, limit=limit)
         assert [row.key for row in rows] == [rows[at].key for at in range(len(rows))] == expected
         assert [row.key for row in rows[1:40:3]] == expected[1:40:3]
         assert rows[-1].key == expected[-1]

@@ -202,8 +202,8 @@ CLASSES = (ClassName("cat", ("cat",)), ClassName("siamese", ("siamese",)), Class
 def adopted(tmp_path, *labels: int, known: tuple[str, ...] | None = None) -> set[str]:
     (tmp_path / "tree.csv").write_text(TREE)
     placed = place_in_taxonomy(CLASSES, str(tmp_path / "tree.csv"), [])
-    adoption = placed.adopt("s", "labels", CLASSES, range(len(CLASSES)))
-    return set(adoption.row(Row("k", "r", (), -1, labels, known)).known or ())
+    mapping = placed.mapping_of("s", "labels", CLASSES, range(len(CLASSES)))
+    return set(mapping.row(Row("k", "r", (), -1, labels, known)).known or ())
 
 
 def test_a_set_knows_the_ranks_below_a_label_only_where_another_label_tells_them(tmp_path):
@@ -225,7 +225,7 @@ def test_parents_that_a_source_gives_itself_are_a_taxonomy_too():
     )
     placed = place_in_taxonomy(classes, None, [])
     assert placed.classes == classes
-    row = placed.adopt("s", "labels", classes, range(4)).row(Row("k", "r", (), 1))
+    row = placed.mapping_of("s", "labels", classes, range(4)).row(Row("k", "r", (), 1))
     assert set(row.known or ()) == {"order", "family", ""}
     with pytest.raises(UniclError, match="'c' is below 'b', which is not a node"):
         place_in_taxonomy((classes[0], classes[2]), None, [])

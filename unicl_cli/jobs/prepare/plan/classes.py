@@ -18,7 +18,7 @@ from unicl_cli.pages.text import shorten
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 """Line breaks and other control characters."""
 _SHOWN = 40
-"""The most characters of a label in a note."""
+"""Maximum number of characters of a label in a note."""
 FoldedName = tuple[str | Decimal, ...]
 SHOWN = 3
 """Classes that the closing table shows with an image each."""
@@ -59,7 +59,7 @@ def merge_classes(classes: Sequence[tuple[str, Sequence[ClassName]]], notes: lis
                 raise UniclError(
                     f"class '{c.key}' is in {describe_place(place)} in {homes[c.key]}, and in {describe_place(c)} in "
                     f"{name}",
-                    "give a class one place, or name the two apart with ?classes=FILE",
+                    "give a class one place, or the two different names with ?classes=FILE",
                 )
             merged[c.key] = c._replace(names=names)
             homes.setdefault(c.key, name)
@@ -148,8 +148,8 @@ def find_class_images(classes: Sequence[ClassName], rows: Iterable[Rows], left_o
     met: dict[int, str] = {}
     for of in rows:
         for row in of.by_source():
-            if (key := of.adoption.key(row)) not in left_out:
-                for label in of.adoption.labels(row):
+            if (key := of.mapping.key(row)) not in left_out:
+                for label in of.mapping.labels(row):
                     met.setdefault(label, key)
     parents = {c.parent for c in classes}  # a class above others may have no image of its own
     empty = frozenset(number for number, c in enumerate(classes) if number not in met and c.key not in parents)

@@ -81,8 +81,8 @@ def find_classes(classes: Sequence[ClassName]) -> Concepts:
     finder = ClassNameFinder(classes)
 
     def find(source: ReadSource, row: Row) -> Iterable[int]:
-        if source.adoption.kind == "labels":
-            return source.adoption.labels(row)
+        if source.mapping.kind == "labels":
+            return source.mapping.labels(row)
         return {number for text in row.texts for number in finder.named_by(split_text(normalize("NFC", text)))}
 
     return find
@@ -129,7 +129,7 @@ class _Takers:
 class Choice(NamedTuple):
     """A rule for rows: at most ``most`` of each of their ``concepts`` are kept, and those without one if ``others``.
 
-    ``nouns`` are the words for one concept and for several, ``what`` is the option, and ``sha256`` tells rules apart.
+    ``nouns`` are the words for one concept and for several, ``what`` is the option, and ``sha256`` identifies the rule.
     """
 
     concepts: Concepts
@@ -193,7 +193,7 @@ def choose_by_options(
         rule = Choice(
             queries.find, most, ("query", "queries"), "--query-list", f"{queries.sha256}/{most}", others=False
         )
-        if not any(of.adoption.kind == "captions" for of in sources):
+        if not any(of.mapping.kind == "captions" for of in sources):
             raise UniclError("--query-list: no source has captions", "give one with --captions, or leave it out")
         sources = _choose_in(sources, "captions", rule, notes)
     elif options.max_per_query is not None:
@@ -214,11 +214,11 @@ def choose_by_options(
 
 def _choose_in(sources: list[ReadSource], kind: str, choice: Choice, notes: list[str]) -> list[ReadSource]:
     """Apply a rule to all sources of one kind together, and add its notes."""
-    chosen, said = choose_rows([of for of in sources if of.adoption.kind == kind], choice)
+    chosen, said = choose_rows([of for of in sources if of.mapping.kind == kind], choice)
     notes += said
     by_name = {of.name: of for of in chosen}
     return [by_name.get(of.name, of) for of in sources]
 
 
 def _hash(source: ReadSource, row: Row) -> int:
-    return hash_text(source.adoption.key(row))
+    return hash_text(source.mapping.key(row))

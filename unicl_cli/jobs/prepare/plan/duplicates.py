@@ -85,7 +85,7 @@ class DuplicatesFile(Document):
 def read_duplicates(out: Path) -> Duplicates | None:
     """Read the duplicates that an earlier command found; None if it did not get that far. UniclError if damaged."""
     try:
-        found = read_document(out / FILE, DuplicatesFile, f"remove {out / FILE}: `unicl prepare` makes it again")
+        found = read_document(out / FILE, DuplicatesFile, f"remove {out / FILE}: `unicl prepare` rebuilds it")
     except FileNotFoundError:
         return None
     nearly, compared = frozenset(found.nearly), frozenset(found.compared)

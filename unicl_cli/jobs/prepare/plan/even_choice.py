@@ -1,4 +1,4 @@
-"""A share of images that is even over their classes, in an order by hash that lies on disk."""
+"""A share of images that is even over their classes, in an order by hash, which is kept on disk."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator

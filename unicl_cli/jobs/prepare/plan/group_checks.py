@@ -8,7 +8,7 @@ from unicl_cli.errors import UniclError
 
 
 def check_groups(src: str, raw: Mapping[str, Sequence[Row]], classes: Sequence[ClassName]) -> None:
-    """Raise UniclError if a row knows a group that no class has, or if a group of classes is known to no row.
+    """Raise UniclError if a row is annotated for a group that no class has, or no row for a group of classes.
 
     A taxonomy may have ranks below those that its rows are labelled at.
     """

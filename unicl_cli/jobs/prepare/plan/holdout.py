@@ -1,7 +1,7 @@
 """The split of each row of a source that has only `train`: one decision per image, over all sources.
 
-An image that another source has in a split of its own is in that split everywhere. Of the others, `val` gets a share
-of each class, as exact as counts allow.
+An image that a source with splits has in one of them is in that split everywhere. Of the others, `val` gets a share of
+each class, as exact as counts allow.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from unicl_cli.errors import Remark, UniclError
 from unicl_cli.jobs.prepare.plan.even_choice import Integers, Order, choose_evenly
 from unicl_cli.jobs.prepare.plan.image_groups import RowList, number_images
 from unicl_cli.jobs.prepare.plan.request import PrepareOptions
-from unicl_cli.jobs.prepare.plan.rows import Adoption, Numbers, SplitRows
+from unicl_cli.jobs.prepare.plan.rows import Numbers, RowMapping, SplitRows
 from unicl_cli.jobs.prepare.shards.shards import json_bytes
 from unicl_cli.storage.documents import Document, read_document
 from unicl_cli.storage.files import write_atomic
@@ -48,7 +48,7 @@ class ReadSource(NamedTuple):
 
     name: str
     source: DatasetSource
-    adoption: Adoption
+    mapping: RowMapping
     rows: Mapping[str, Sequence[Row]]
     fingerprint: str
     has_sets: bool = False
@@ -137,7 +137,7 @@ def hold_out(
     basis = {
         "rule": RULE,
         "holdout": options.holdout,
-        "sources": [[of.name, of.adoption.kind, of.fingerprint, *([of.choice] if of.choice else [])] for of in sources],
+        "sources": [[of.name, of.mapping.kind, of.fingerprint, *([of.choice] if of.choice else [])] for of in sources],
     }
     sizes = {source.name: len(source.rows[TRAIN]) for source in sources if source.is_open}
     if not _is_needed(sources, options):
@@ -173,7 +173,7 @@ def _gives(source: ReadSource, options: PrepareOptions) -> bool:
 
 
 def _read(out: Path, basis: Mapping[str, Any], sizes: Mapping[str, int]) -> Holdout | None:
-    """Return the saved choice; None if there is none for this ``basis``, or if it is damaged: it is then made again.
+    """Return the saved choice; None if there is none for this ``basis``, or if it is damaged (it is then made anew).
 
     ``sizes`` are the numbers of rows of the open sources.
     """
@@ -264,7 +264,7 @@ def _given_splits(
 
 def _usable(source: ReadSource, numbers: Integers) -> Mask:
     """Mark the rows that `prepare` would keep, as far as is known before their images are decoded."""
-    rows, kind = source.rows[TRAIN], source.adoption.kind
+    rows, kind = source.rows[TRAIN], source.mapping.kind
     if kind == "images":
         return numbers >= 0
     has = (row.is_labelled() if kind == "labels" else bool(row.texts) for row in rows)
@@ -295,7 +295,7 @@ def _narrowest(most: int) -> np.dtype[Any]:
 
 def _describe(usable: Sequence[tuple[ReadSource, Integers, Mask]], count: int) -> tuple[Integers, Integers]:
     """Return for each image its rarest class, or NO_LABEL, and a number for the set of sources that have it."""
-    classes = (number for source, _, _ in usable for number in source.adoption.classes)
+    classes = (number for source, _, _ in usable for number in source.mapping.classes)
     label = np.full(count, NO_LABEL, _narrowest(max(classes, default=0)))
     is_few = len(usable) <= _BITS
     kind = np.zeros(count, np.uint8 if is_few else np.int64)
@@ -305,7 +305,7 @@ def _describe(usable: Sequence[tuple[ReadSource, Integers, Mask]], count: int) -
         kind *= 2
         kind += has
         kind = kind if is_few else np.unique(kind, return_inverse=True)[1]
-        if source.adoption.kind == "labels":
+        if source.mapping.kind == "labels":
             own, found = np.full_like(label, NO_LABEL), _rarest_labels(source)
             for part in _parts(len(numbers)):
                 rarest = np.fromiter(islice(found, _CHUNK), label.dtype)
@@ -317,7 +317,7 @@ def _describe(usable: Sequence[tuple[ReadSource, Integers, Mask]], count: int) -
 
 def _rarest_labels(source: ReadSource) -> Iterator[int]:
     """Yield the class of each row, of several the one with the fewest rows; NO_LABEL for a row without one."""
-    rows, labels_of = source.rows[TRAIN], source.adoption.labels
+    rows, labels_of = source.rows[TRAIN], source.mapping.labels
     often = Counter(label for row in rows for label in labels_of(row))
     return (min(labels_of(row), key=lambda label: (often[label], label), default=NO_LABEL) for row in rows)
 
@@ -328,7 +328,7 @@ def _hashes(usable: Sequence[tuple[ReadSource, Integers, Mask]], wanted: Mask) -
         for at, row in enumerate(source.rows[TRAIN]):
             if good[at] and wanted[number := int(numbers[at])]:
                 wanted[number] = False
-                key = source.adoption.key(row).encode("utf-8", "replace")
+                key = source.mapping.key(row).encode("utf-8", "replace")
                 yield int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big") << 8, number
 
 
@@ -343,7 +343,7 @@ def _keep_classes(chosen: Mask, order: Order, source: ReadSource, numbers: Integ
 
     This happens only to images with several labels, of which `choose_evenly` knows one.
     """
-    if source.adoption.kind != "labels":
+    if source.mapping.kind != "labels":
         return
     left: set[int] = set()
     held: set[int] = set()
@@ -363,5 +363,5 @@ def _labelled_images(source: ReadSource, numbers: Integers, good: Mask) -> Itera
     for at, row in enumerate(source.rows[TRAIN]):
         if good[at]:
             image = int(numbers[at])
-            for label in source.adoption.labels(row):
+            for label in source.mapping.labels(row):
                 yield image, label

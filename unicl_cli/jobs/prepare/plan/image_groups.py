@@ -1,7 +1,7 @@
 """Equal images among the rows of several sources, byte for byte, found with as few reads as possible.
 
-A file is known by its place and its size, which cost no read. Only images of one size are read: 12 kB of each, and
-all bytes of those that are equal in them. An image whose place its source cannot tell is read once; one that is to be
+A file is known by its place and its size, which cost no read. Only images of one size are read: 12 kB of each, and all
+bytes of those that are equal in them. An image whose place its source does not know is read once; one that is to be
 downloaded is known by its URL alone.
 """
 
@@ -230,7 +230,7 @@ def _hash_place(place: str) -> int:
 
 
 def _spread(size: int) -> int:
-    """Return a 64-bit number of its own for a size: sizes are few and small, and buckets want an even spread."""
+    """Return a distinct 64-bit number for each size: sizes are few and small, and buckets want an even spread."""
     return size * _GOLDEN % HASHES
 
 

@@ -46,7 +46,7 @@ SEED = 0
 _SAMPLE = 32
 _OLD_URL_FAULT = "the image is a URL, but only local files can be read"
 _SHOWN = 60
-"""The most characters of a text in a note."""
+"""Maximum number of characters of a text in a note."""
 
 
 class PlannedSource(NamedTuple):
@@ -160,8 +160,8 @@ class CorpusPlan(NamedTuple):
     def count_set_sizes(self) -> Counter[int]:
         """Return the labelled rows by their number of labels, before any is left out."""
         labelled = _labelled_rows(self.sources)
-        adopted = (of.adoption.row(row) for of in labelled for row in of.by_source())
-        return Counter(len(row.label_set()) for row in adopted if row.is_labelled())
+        mapped = (of.mapping.row(row) for of in labelled for row in of.by_source())
+        return Counter(len(row.label_set()) for row in mapped if row.is_labelled())
 
     def row_at(self, unit: Unit, number: int) -> Row:
         """Return one row of a unit, by its number in the unit."""
@@ -187,8 +187,7 @@ def make_plan(
 ) -> CorpusPlan:
     """Open every source, merge classes, hold out validation rows, permute. UniclError for bad rows or labels.
 
-    Equal images are told apart by their bytes, or as an earlier command saved it in ``out``; without ``compare`` only
-    by their places.
+    Images are compared by their bytes, or as an earlier command saved it in ``out``; without ``compare`` by place only.
     """
     others = open_others(options.not_in, out)
     sources = open_sources(specs)
@@ -246,9 +245,9 @@ def _read_source(spec: SourceSpec, source: DatasetSource, placed: PlacedClasses,
         or any(row.labels or row.known is not None for of in raw.values() for row in of)
     )
     rows = {split: of for split, of in raw.items() if of}
-    adoption = placed.adopt(spec.name, spec.kind, own, numbers)
+    mapping = placed.mapping_of(spec.name, spec.kind, own, numbers)
     has_urls = any(url_of(source, row) is not None for of in raw.values() for row in of)
-    return ReadSource(spec.name, source, adoption, rows, _fingerprint(source, raw), has_sets, has_urls)
+    return ReadSource(spec.name, source, mapping, rows, _fingerprint(source, raw), has_sets, has_urls)
 
 
 def _plan_source(spec: SourceSpec, read: ReadSource, holdout: Holdout, options: PrepareOptions) -> PlannedSource:
@@ -256,7 +255,7 @@ def _plan_source(spec: SourceSpec, read: ReadSource, holdout: Holdout, options: 
     for split, own in holdout.splits_of(read).items():
         seed = None if options.keep_order else f"{SEED}/{spec.name}/{spec.kind}/{split}"
         raw = read.rows.get(split, read.rows.get(TRAIN, ()))
-        rows[split] = Rows(raw, own, read.adoption, seed=seed, limit=options.limit)
+        rows[split] = Rows(raw, own, read.mapping, seed=seed, limit=options.limit)
     return PlannedSource(
         spec, read.source, {split: of for split, of in rows.items() if of}, read.fingerprint, read.has_urls
     )
@@ -264,7 +263,7 @@ def _plan_source(spec: SourceSpec, read: ReadSource, holdout: Holdout, options: 
 
 def _describe_markup(read: ReadSource) -> str | None:
     """Return a note on the texts of a source that lose HTML tags, with the first of them; None if there are none."""
-    if read.adoption.kind == "images":
+    if read.mapping.kind == "images":
         return None
     texts = (text for rows in read.rows.values() for row in rows for text in row.texts)
     found = filter(has_markup, texts)
@@ -285,8 +284,8 @@ def _fingerprint(source: DatasetSource, raw: dict[str, Sequence[Row]]) -> str:
     stamp: Callable[[Row], int] | None = getattr(source, "stamp", None)
     for split, rows in raw.items():
         for row in rows:
-            told = _describe_row(split, row, stamp(row) if stamp else None)
-            digest.update(told.encode("utf-8", "backslashreplace"))
+            text = _describe_row(split, row, stamp(row) if stamp else None)
+            digest.update(text.encode("utf-8", "backslashreplace"))
         for at in range(0, len(rows), max(1, len(rows) // _SAMPLE)) if stamp is None else ():
             found = _try_to_read(source, rows[at])
             digest.update(found.get("image") or b"unreadable")
@@ -298,13 +297,13 @@ def _fingerprint(source: DatasetSource, raw: dict[str, Sequence[Row]]) -> str:
 def _describe_row(split: str, row: Row, stamp: int | None) -> str:
     """Return all that a row says, as it was before rows had label sets or media: a corpus keeps its fingerprint.
 
-    A URL that skip_urls= leaves out is told in the words of the time when no URL could be read.
+    A URL that skip_urls= leaves out is described as in versions that could not read URLs.
     """
     ref = row.ref.replace(URL_FAULT, _OLD_URL_FAULT) if row.ref.startswith(BAD_LINE) else row.ref
     sets = f", labels={row.labels!r}, known={row.known!r}" if row.labels or row.known is not None else ""
     media = f", media={row.media!r}" if row.media else ""
-    told = f"Row(key={row.key!r}, ref={ref!r}, texts={row.texts!r}, label={row.label!r}{sets}{media})"
-    return f"({split!r}, {told}, {stamp!r})"
+    text = f"Row(key={row.key!r}, ref={ref!r}, texts={row.texts!r}, label={row.label!r}{sets}{media})"
+    return f"({split!r}, {text}, {stamp!r})"
 
 
 def _try_to_read(source: DatasetSource, row: Row) -> Mapping[str, bytes]:
@@ -361,11 +360,11 @@ def _choose_templates(
 
 def hash_classes(classes: Sequence[ClassName]) -> str:
     """Return the digest of classes that `plan.json` holds."""
-    told: list[list[Any]] = [[_as_written(c.key), [_as_written(name) for name in c.names]] for c in classes]
-    for item, c in zip(told, classes, strict=True):
+    items: list[list[Any]] = [[_as_written(c.key), [_as_written(name) for name in c.names]] for c in classes]
+    for item, c in zip(items, classes, strict=True):
         if c.group or c.parent:  # other corpora keep their digest
             item += [_as_written(c.group), _as_written(c.parent)]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(items).encode()).hexdigest()
 
 
 def _as_written(text: str) -> str:

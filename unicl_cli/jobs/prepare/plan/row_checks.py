@@ -11,7 +11,7 @@ from unicl_cli.storage.buckets import CHUNK, Buckets
 from unicl_cli.storage.text_hashes import find_repeated, hash_text, hash_texts, is_among
 
 MOST_LABELS = 1000
-"""The most labels of a row."""
+"""Maximum number of labels of a row."""
 
 
 def check_file_names(spec: SourceSpec, splits: Iterable[str]) -> None:
@@ -64,9 +64,9 @@ def _find_set_fault(row: Row, classes: Sequence[ClassName]) -> str | None:
     if NO_LABEL in row.labels or len(set(row.labels)) < len(row.labels):
         return "has a label twice, or no label among several"
     if row.labels and row.label not in (NO_LABEL, *row.labels):
-        return f"has the label {row.label} beside its labels"
+        return f"has the label {row.label} besides its labels"
     if len(row.labels) > MOST_LABELS:
-        return f"has {len(row.labels):,} labels; the most are {MOST_LABELS:,}"
+        return f"has {len(row.labels):,} labels; the limit is {MOST_LABELS:,}"
     unknown = {classes[label].group for label in row.label_set()} - set(row.known or ()) if row.known else set[str]()
     return f"has a label of group '{min(unknown)}', for which it is not annotated" if unknown else None
 

@@ -14,8 +14,8 @@ Numbers = NDArray[np.int64]
 _CHUNK = 8192
 
 
-class Depths(NamedTuple):
-    """The ranks that a label does not tell, by the numbers of the corpus's classes.
+class UnknownRanks(NamedTuple):
+    """The ranks below each label, which are unknown, by the numbers of the corpus's classes.
 
     ``deeper``: a class above others -> the ranks below its own; ``parents``: a class -> the one above it; ``groups``:
     the group of each class.
@@ -25,8 +25,8 @@ class Depths(NamedTuple):
     parents: Mapping[int, int]
     groups: tuple[str, ...]
 
-    def unknown(self, labels: Sequence[int]) -> frozenset[str]:
-        """Return the ranks below the labels of a row; a label above another of them tells nothing beyond that one."""
+    def of(self, labels: Sequence[int]) -> frozenset[str]:
+        """Return the unknown ranks of a row: those below its labels; a label above another one adds nothing."""
         covered = {upper for label in labels for upper in self._above(label)} if len(labels) > 1 else set[int]()
         open_ranks = [self.deeper[label] for label in labels if label in self.deeper and label not in covered]
         return frozenset[str]().union(*open_ranks)
@@ -38,21 +38,21 @@ class Depths(NamedTuple):
             upper = self.parents.get(upper)
 
 
-NO_DEPTHS = Depths({}, {}, ())
+NO_UNKNOWN_RANKS = UnknownRanks({}, {}, ())
 
 
-class Adoption(NamedTuple):
-    """The change of a source's row for a corpus: its key gets a prefix; ``classes`` maps its label to the corpus's.
+class RowMapping(NamedTuple):
+    """How a source's rows map to a corpus: a key gets a prefix; ``classes`` maps a label to the corpus's.
 
     ``groups`` maps those of the source's classes to those of the corpus's: its rows are annotated for all of them
-    unless they say so themselves, or are labelled above a leaf of a taxonomy (``depths``).
+    unless they say so themselves, or are labelled above a leaf of a taxonomy (``unknown_ranks``).
     """
 
     source: str
     kind: str
     classes: tuple[int, ...]
     groups: Mapping[str, tuple[str, ...]] = MappingProxyType({"": ("",)})
-    depths: Depths = NO_DEPTHS
+    unknown_ranks: UnknownRanks = NO_UNKNOWN_RANKS
 
     def label(self, row: Row) -> int:
         """Return the corpus's number of the row's class (a label in range); NO_LABEL for kinds without labels."""
@@ -77,10 +77,10 @@ class Adoption(NamedTuple):
         return Row(self.key(row), row.ref, texts, labels[0] if len(labels) == 1 else NO_LABEL, labels, known, row.media)
 
     def _known(self, labels: Sequence[int], groups: Iterable[str]) -> tuple[str, ...]:
-        """Return the corpus's groups that a row knows: those of its labels, and of ``groups`` what its labels tell."""
-        unknown = self.depths.unknown(labels)
+        """Return the groups a row is annotated for: those of its labels, and ``groups`` without unknown ranks."""
+        unknown = self.unknown_ranks.of(labels)
         if unknown:
-            unknown -= {self.depths.groups[label] for label in labels}
+            unknown -= {self.unknown_ranks.groups[label] for label in labels}
         names = dict.fromkeys(name for group in groups for name in self.groups.get(group, (group,)))
         return tuple(name for name in names if name not in unknown)
 
@@ -113,9 +113,9 @@ class Rows(Sequence[Row]):
     """
 
     def __init__(
-        self, raw: Sequence[Row], split: SplitRows, adoption: Adoption, *, seed: str | None, limit: int | None
+        self, raw: Sequence[Row], split: SplitRows, mapping: RowMapping, *, seed: str | None, limit: int | None
     ) -> None:
-        self.raw, self.split, self.adoption = raw, split, adoption
+        self.raw, self.split, self.mapping = raw, split, mapping
         self._length = len(split) if limit is None else min(limit, len(split))
         self._permute = Permutation(len(split), seed) if seed is not None and len(split) else None
 
@@ -146,7 +146,7 @@ class Rows(Sequence[Row]):
 
     def take(self, places: Numbers) -> list[Row]:
         """Return the rows at these places: much faster than one by one."""
-        return [self.adoption.row(self.raw[number]) for number in self.numbers(places).tolist()]
+        return [self.mapping.row(self.raw[number]) for number in self.numbers(places).tolist()]
 
     def __iter__(self) -> Iterator[Row]:
         return (row for places in _chunks(self._length) for row in self.take(places))

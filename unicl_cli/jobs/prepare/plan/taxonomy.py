@@ -12,7 +12,7 @@ from unicl_cli.data.taxonomy_file import parse_spec, read_taxonomy
 from unicl_cli.errors import UniclError
 from unicl_cli.formats import count_of, list_first
 from unicl_cli.jobs.prepare.plan.classes import FoldedName, fold_name
-from unicl_cli.jobs.prepare.plan.rows import NO_DEPTHS, Adoption, Depths, Rows
+from unicl_cli.jobs.prepare.plan.rows import NO_UNKNOWN_RANKS, RowMapping, Rows, UnknownRanks
 
 FOLDERS = "folders"
 """The value of `--taxonomy` by which the keys of classes are paths in it."""
@@ -22,24 +22,24 @@ _SHOWN = 5
 class PlacedClasses(NamedTuple):
     """The classes of a corpus: those of its sources in their order, then the nodes above them.
 
-    ``is_placed`` tells for each class of the sources if it is in the taxonomy; ``sha256`` is that of the taxonomy,
-    None if the command names none.
+    ``is_placed`` says for each class of the sources if it is in the taxonomy; ``sha256`` is that of the taxonomy, None
+    if the command names none.
     """
 
     classes: tuple[ClassName, ...]
     is_placed: tuple[bool, ...]
     ranks: tuple[str, ...]
-    depths: Depths
+    unknown_ranks: UnknownRanks
     sha256: str | None = None
 
-    def adopt(self, name: str, kind: str, own: Sequence[ClassName], numbers: Sequence[int]) -> Adoption:
-        """Return the change of the rows of a source: ``own`` are its classes, ``numbers`` theirs in the corpus."""
+    def mapping_of(self, name: str, kind: str, own: Sequence[ClassName], numbers: Sequence[int]) -> RowMapping:
+        """Return how a source's rows map to the corpus: ``own`` are its classes, ``numbers`` theirs in the corpus."""
         groups: dict[str, dict[str, None]] = {}
         for c, number in zip(own, numbers, strict=True):
             known = self.ranks if self.is_placed[number] else (self.classes[number].group,)
             groups.setdefault(c.group, {}).update(dict.fromkeys(known))
         mapped = {group: tuple(names) for group, names in groups.items()}
-        return Adoption(name, kind, tuple(numbers), mapped, self.depths)
+        return RowMapping(name, kind, tuple(numbers), mapped, self.unknown_ranks)
 
 
 def place_in_taxonomy(classes: tuple[ClassName, ...], spec: str | None, notes: list[str]) -> PlacedClasses:
@@ -50,7 +50,7 @@ def place_in_taxonomy(classes: tuple[ClassName, ...], spec: str | None, notes: l
     has_parents = any(c.parent for c in classes)
     if spec is None:
         if not has_parents:
-            return PlacedClasses(classes, (False,) * len(classes), (), NO_DEPTHS)
+            return PlacedClasses(classes, (False,) * len(classes), (), NO_UNKNOWN_RANKS)
         nodes = {c.key: Node(c.key, c.parent, c.group, c.names) for c in _classes_in_trees(classes)}
         taxonomy = build_taxonomy("classes", nodes, is_below_root=True)
         return _place(classes, taxonomy, {key: key for key in nodes})
@@ -205,16 +205,16 @@ def _place(classes: tuple[ClassName, ...], taxonomy: Taxonomy, homes: Mapping[st
         for key, node in homes.items()
         if node in taxonomy.inner
     }
-    depths = Depths(deeper, parents, tuple(c.group for c in whole))
+    unknown_ranks = UnknownRanks(deeper, parents, tuple(c.group for c in whole))
     met = {c.group for c in whole}
     ranks = tuple(rank for rank in taxonomy.ranks if rank in met)
-    return PlacedClasses(tuple(whole), tuple(c.key in homes for c in classes), ranks, depths)
+    return PlacedClasses(tuple(whole), tuple(c.key in homes for c in classes), ranks, unknown_ranks)
 
 
 def _describe_placement(
     taxonomy: Taxonomy, placed: PlacedClasses, count: int, homes: Mapping[str, str]
 ) -> Iterator[str]:
-    """Yield notes on what the taxonomy gave, and on what it has or lacks beside it."""
+    """Yield notes on what the taxonomy gave, and on what it has besides or lacks."""
     origin, added = taxonomy.origin, len(placed.classes) - count
     levels = f"{count_of(len(placed.ranks), 'rank')} ({list_first(placed.ranks, 8)})"
     yield f"{origin}: {count_of(len(homes), 'class')} placed in {levels}; nodes above them are classes too ({added:,})"
@@ -227,31 +227,31 @@ def _describe_placement(
 
 def describe_inner_rows(placed: PlacedClasses, rows: Iterable[Rows]) -> list[str]:
     """Return a note on rows whose label is above others, for each source that has such rows."""
-    if not placed.depths.deeper:
+    if not placed.unknown_ranks.deeper:
         return []
     notes: list[str] = []
     for of in rows:
-        inner, mixed = _count_inner_rows(placed.depths, of.adoption, of.raw)
+        inner, mixed = _count_inner_rows(placed.unknown_ranks, of.mapping, of.raw)
         if inner:
             notes.append(
-                f"{of.adoption.source}: rows labelled above a leaf ({inner:,}): prompts of deeper ranks are neither "
+                f"{of.mapping.source}: rows labelled above a leaf ({inner:,}): prompts of deeper ranks are neither "
                 "right nor wrong for them"
             )
         if mixed:
             notes.append(
-                f"{of.adoption.source}: rows with labels of several depths in different branches ({mixed:,}): they "
+                f"{of.mapping.source}: rows with labels of several depths in different branches ({mixed:,}): they "
                 "count as annotated for the deepest"
             )
     return notes
 
 
-def _count_inner_rows(depths: Depths, adoption: Adoption, rows: Sequence[Row]) -> tuple[int, int]:
+def _count_inner_rows(unknown_ranks: UnknownRanks, mapping: RowMapping, rows: Sequence[Row]) -> tuple[int, int]:
     """Return the rows that lack a rank because of a label, and those that would if they had no deeper label."""
     inner = mixed = 0
     for row in rows:
-        labels = adoption.labels(row)
-        if unknown := depths.unknown(labels):
-            own = {depths.groups[label] for label in labels}
+        labels = mapping.labels(row)
+        if unknown := unknown_ranks.of(labels):
+            own = {unknown_ranks.groups[label] for label in labels}
             inner += not unknown <= own
             mixed += bool(unknown & own)
     return inner, mixed

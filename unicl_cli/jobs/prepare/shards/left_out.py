@@ -1,4 +1,4 @@
-"""Rows that a corpus lacks, from the files in `rejects`: why, where from, and which of them came back."""
+"""Rows left out of a corpus, from the files in `rejects`: their reasons and hosts, and those that came back."""
 
 from array import array
 from collections import Counter
@@ -21,7 +21,7 @@ from unicl_cli.storage.text_hashes import hash_text, is_among
 _WORST = 10
 """Hosts that a report names."""
 _GAVE_IMAGE = frozenset(("duplicate", "near_duplicate", "in_other_corpus", "too_small", NOT_COMPARED))
-"""Reasons of rows whose URL gave an image that is not wanted."""
+"""Reasons of rows whose URL gave an image that was then left out."""
 
 
 def read_left_out(out: Path, markers: Sequence[PartMarker], *, strict: bool = False) -> dict[str, Rejected]:
@@ -48,7 +48,7 @@ def read_left_out(out: Path, markers: Sequence[PartMarker], *, strict: bool = Fa
 class LeftOut:
     """The keys of the rows that a corpus lacks, and the hosts of their URLs: 12 bytes for each.
 
-    ``lost`` counts the URLs of each host that gave no image, ``unwanted`` those that gave one.
+    ``lost`` counts the URLs of each host that gave no image, ``unwanted`` those whose image was left out.
     """
 
     def __init__(self, out: Path, markers: Sequence[PartMarker]) -> None:

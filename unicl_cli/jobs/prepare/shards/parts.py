@@ -93,11 +93,11 @@ def read_finished(out: Path, unit: Unit, classes: int) -> PartMarker | str | Non
     try:
         marker = read_marker(out, unit, classes)
     except UniclError as error:
-        return f"{error.message}: making its shard again"
+        return f"{error.message}: rebuilding its shard"
     if marker is None:
         return None
     problem = find_part_damage(out, marker)
-    return f"{problem}: making it again" if problem else marker
+    return f"{problem}: rebuilding it" if problem else marker
 
 
 def read_marker(out: Path, unit: Unit, classes: int) -> PartMarker | None:
@@ -105,7 +105,7 @@ def read_marker(out: Path, unit: Unit, classes: int) -> PartMarker | None:
 
     UniclError if the marker is damaged or is not this unit's.
     """
-    hint = "run the same `unicl prepare` command again: it makes this shard again"
+    hint = "run the same `unicl prepare` command again: it rebuilds this shard"
     try:
         marker = read_document(out / unit.marker, PartMarker, hint, MAX_MARKER)
     except FileNotFoundError:

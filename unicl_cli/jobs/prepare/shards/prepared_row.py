@@ -1,4 +1,4 @@
-"""The outcome of one row: as it is stored, or left out with a reason."""
+"""The result for one row: as it is stored, or left out with a reason."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -12,7 +12,7 @@ from unicl_cli.storage.json_text import parse_json
 
 
 class Rejected(NamedTuple):
-    """A row that is left out, and the reason; ``url`` is the address that was asked for its image."""
+    """A row that is left out, and the reason; ``url`` is the address that its image was requested from."""
 
     key: str
     ref: str

@@ -24,7 +24,7 @@ class Progress:
     def __init__(self, label: str, *, done: int, total: int, shards_done: int, shards: int) -> None:
         self.label, self.first, self.done, self.total = label, done, done, total
         self.shards_done, self.shards, self.bytes = shards_done, shards, 0
-        self.started = self.said = time.monotonic()
+        self.started = self.last_line = time.monotonic()
         self.reasons: Counter[str] = Counter()
         self.quiet = is_quiet()
         self.bar = _build_bar() if is_live() and not self.quiet else None
@@ -74,8 +74,8 @@ class Progress:
             left = timedelta(seconds=int((self.total - self.done) / rate)) if rate > 0 else "-:--:--"
             text = fit_parts(parts, room, ", ")
             self.bar.update(self.bar.task_ids[0], completed=self.done, description=text, left=str(left))
-        elif not self.quiet and time.monotonic() - self.said >= LINE_SECONDS:
-            self.said = time.monotonic()
+        elif not self.quiet and time.monotonic() - self.last_line >= LINE_SECONDS:
+            self.last_line = time.monotonic()
             left = f", {format_duration((self.total - self.done) / rate)} left" if rate > 0 else ""
             facts = ", ".join([*shards, speed, f"{byte_size(self.bytes / seconds)}/s"])
             rejected = f"; left out: {format_counts(self.reasons)}" if +self.reasons else ""

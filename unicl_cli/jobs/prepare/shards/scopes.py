@@ -1,4 +1,4 @@
-"""Rows among which duplicates are sought, those of one kind and split or of several, by digests and signatures."""
+"""Rows, of one kind and split or of several, that are compared for duplicates by digests and signatures."""
 
 from __future__ import annotations
 

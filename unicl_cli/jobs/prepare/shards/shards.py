@@ -29,19 +29,19 @@ from unicl_cli.storage.files import replace_durably, temporary_beside, write_ato
 
 THREADS = 4
 CHUNK = 64
-"""The most rows that are read and decoded ahead of the one that is written; a row group may be smaller."""
+"""Maximum number of rows that are read and decoded ahead of the one that is written; a row group may be smaller."""
 VERSIONS: Mapping[str, str] = {"unicl": __version__, "pyarrow": pa.__version__, "pillow": PIL.__version__}
 """The versions that decide the bytes of a shard."""
 IN_TURN = 8
-"""The most rows that a thread reads one after the other: to hand one over costs time, too."""
+"""Maximum number of rows that a thread reads one after the other: to hand one over costs time, too."""
 DECODERS = 2
-"""The most images that a process holds decoded at once: up to 192 MB each."""
+"""Maximum number of images that a process holds decoded at once: up to 192 MB each."""
 GROUP_IMAGE_BYTES = 64_000_000
 """A row group ends early above this: one is planned with 8 MB, but the images of a URL may have any size."""
 GROUP_MEDIA_BYTES = 512_000_000
 """A row group ends early above this: Arrow holds at most 2 GB of bytes in a column, and a loader all of them."""
 MOST_WORDS = 1000
-"""The most words that are counted of a caption."""
+"""Maximum number of words that are counted of a caption."""
 _CODECS = {"image.bytes": "NONE", "key": "ZSTD", "texts.list.element": "ZSTD"}
 
 
@@ -363,7 +363,7 @@ def media_of(source: DatasetSource) -> tuple[str, ...]:
 
 
 def stored_media(found: Mapping[str, bytes], kinds: Sequence[str]) -> list[dict[str, Any]]:
-    """Return what a source read beside the image, as it is stored: in the order of the source's ``kinds``.
+    """Return what a source read besides the image, as it is stored: in the order of the source's ``kinds``.
 
     Raises MediaError for a kind that the source does not name, for an item that is not bytes or is too large.
     """

@@ -1,6 +1,6 @@
 """Downloaded rows of `--dedup`: kept until all images are compared, and how they are known again later.
 
-A list of URLs is asked once. What came back stands in a file beside the unit's marker until its shard is written.
+A list of URLs is asked once. What came back is kept in a file next to the unit's marker until its shard is written.
 """
 
 from __future__ import annotations
@@ -89,10 +89,10 @@ def digest_of(image: bytes, media: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 class ComparedRows:
-    """The rows of a unit whose shard is made again: their digests, and why others were left out.
+    """The rows of a unit whose shard is rebuilt: their digests, and why others were left out.
 
     Its duplicates are known already, so a URL may only give the image that was compared, and one that gave none is not
-    asked again: `--retry-failed` may have it in another shard by now.
+    requested again: `--retry-failed` may have it in another shard by now.
     """
 
     def __init__(self, work: Work) -> None:
@@ -119,7 +119,7 @@ class ComparedRows:
 
     def reject(self, row: Row, url: str | None) -> Rejected:
         """Return the outcome of a row with another image."""
-        return Rejected(row.key, row.ref, NOT_COMPARED, "another image than when duplicates were sought", url)
+        return Rejected(row.key, row.ref, NOT_COMPARED, "another image than when duplicates were searched for", url)
 
 
 def _as_line(result: PreparedRow | Rejected) -> dict[str, Any]:

@@ -11,7 +11,7 @@ PARTS = "parts"
 """The folder of a corpus for what is written beside each shard: markers, and digests while there are any."""
 MAX_UNIT_ROWS = 8192
 MAX_GROUP_ROWS = 2048
-"""The most rows of a shard and of a row group."""
+"""Maximum number of rows of a shard and of a row group."""
 
 
 class Unit(NamedTuple):
@@ -77,11 +77,10 @@ class Work(NamedTuple):
     ``size`` is the largest short side of an image, ``min_side`` the smallest. ``gone`` maps keys of rows that are left
     out as duplicates to the row that stays; the images of ``nearly`` of them are not the same byte for byte, and
     ``leaks`` has the split of the row that stays where it is another. ``media`` is true for every unit of a corpus with
-    a column of media.
-    ``groups`` are the groups of classes of a corpus with label sets; None in another. ``fetch`` downloads the images
-    of rows with a URL; None if no row has one. ``near`` asks for signatures of the images beside their digests. With
-    ``not_in``, images of the corpora of `--not-in` are left out: their index lies in ``out``. With ``compared``, images
-    that are downloaded are those that were compared before.
+    a column of media. ``groups`` are the groups of classes of a corpus with label sets; None in another. ``fetch``
+    downloads the images of rows with a URL; None if no row has one. ``near`` asks for signatures of the images besides
+    their digests. With ``not_in``, images of the corpora of `--not-in` are left out: their index lies in ``out``. With
+    ``compared``, images that are downloaded are those that were compared before.
     """
 
     unit: Unit
