@@ -1,4 +1,4 @@
-"""Class names from a file or an option: lines, numbered lines, JSON, or a table of ids and names."""
+"""Class names from a file or an option: lines, numbered lines, JSON, YOLO's YAML, or a table of ids and names."""
 
 import csv
 import re
@@ -9,6 +9,7 @@ from typing import NamedTuple, cast
 
 from unicl_cli.data.class_entry import FORMS, ID, ID_WORDS, NAME_WORDS, ClassEntry, NameList, as_id, find_repeated
 from unicl_cli.data.class_names_json import entries_of_json, load_json
+from unicl_cli.data.class_names_yaml import load_names
 from unicl_cli.data.number_spellings import read_whole_numbers
 from unicl_cli.data.text import replace_surrogates
 from unicl_cli.errors import Remark, UniclError
@@ -60,6 +61,8 @@ def parse_class_text(text: str, origin: str, suffix: str = ".txt", *, prompts: b
         raise UniclError(f"{origin}: more than {MAX_LINES:,} lines", "check that this is the file of class names")
     if text.lstrip().startswith(("{", "[")):
         entries = list(entries_of_json(load_json(text, origin), origin, prompts=prompts))
+    elif suffix in (".yaml", ".yml"):
+        entries = list(entries_of_json(load_names(text, origin), origin, prompts=prompts))
     else:
         entries = _entries_of_text(text, origin, suffix, notes, prompts=prompts)
     if not entries:

@@ -1,7 +1,7 @@
 """The split of each line: a column, one split for the whole list, or files that list the images of each split."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -38,10 +38,7 @@ def read_rule(path: Path, given: str) -> SplitRule | None:
     for file in files:
         if file is None:
             continue
-        split = _split_of_name(file)
-        for line in read_strict_lines(file):
-            if not (image := _first_cell(line)):
-                continue
+        for image, split in _read_splits(file):
             other = found.setdefault(_stem(image), split)
             if other != split:
                 raise UniclError(f"{file}: {image} is also in the split '{other}'", "list each image in one split")
@@ -51,6 +48,22 @@ def read_rule(path: Path, given: str) -> SplitRule | None:
 def _find_file(path: Path, name: str) -> Path | None:
     """Return the file beside the list, else in the current directory; None if there is none."""
     return next((file for file in (path.parent / name, Path(name)) if name and file.is_file()), None)
+
+
+def _read_splits(file: Path) -> Iterator[tuple[str, str]]:
+    """Yield each image of a file with the split beside it (`1.jpg train`), or else the one that the file's name says."""
+    lines = [(image, _last_cell(line)) for line in read_strict_lines(file) if (image := _first_cell(line))]
+    beside = [split_of(cell) for _, cell in lines]
+    if None in beside:
+        named = _split_of_name(file)
+        return ((image, named) for image, _ in lines)
+    return ((image, split) for (image, _), split in zip(lines, beside, strict=True) if split)
+
+
+def _last_cell(line: str) -> str:
+    """Return what follows the last separator of a line; empty for a line with one cell."""
+    cells = re.split(r"[\s,;|]+", line.strip().rstrip(",;"))
+    return cells[-1] if len(cells) > 1 else ""
 
 
 def _split_of_name(file: Path) -> str:
@@ -64,7 +77,7 @@ def _split_of_name(file: Path) -> str:
 def _first_cell(line: str) -> str:
     """Return a line that is an image, else its first cell: some lists have a class or a number behind the image."""
     cell = "" if line.startswith("#") else line.strip()
-    return cell if looks_like_image(cell) or not cell else cell.split()[0]
+    return cell if looks_like_image(cell) or not cell else re.split(r"[\s,;|]", cell, maxsplit=1)[0]
 
 
 def _stem(image: str) -> str:
