@@ -142,9 +142,8 @@ class LineBuilder:
             left_out = counts["questions"]
             notes.append(Remark(f"{name}: turns of conversations that are not answers, left out: {left_out:,}"))
         if counts["in no split"]:
-            notes.append(
-                f"{name}: lines whose image is in none of the files of split=, left out: {counts['in no split']:,}"
-            )
+            of = "folders named like splits" if self.splits.by_folder else "files of split="
+            notes.append(f"{name}: lines whose image is in none of the {of}, left out: {counts['in no split']:,}")
         if words := self.nothing:
             shown = ", ".join(f"'{word}'" for word in sorted(words))
             notes.append(
