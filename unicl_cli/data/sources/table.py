@@ -20,7 +20,7 @@ from unicl_cli.data.sources.lists.files import LISTS
 from unicl_cli.data.sources.lists.formats import open_reader
 from unicl_cli.data.sources.lists.image_paths import ImagePaths
 from unicl_cli.data.sources.lists.label_cells import read_separator
-from unicl_cli.data.sources.lists.labels import LISTS_ONLY, check_single_labels, give_sets
+from unicl_cli.data.sources.lists.labels import LISTS_ONLY, check_repeats, check_single_labels, give_sets
 from unicl_cli.data.sources.lists.line_spool import LineSpool
 from unicl_cli.data.sources.lists.lines import URL_FAULT, LineBuilder
 from unicl_cli.data.sources.lists.list_classes import ListClasses
@@ -143,7 +143,7 @@ class Table:
         builder = LineBuilder(self.path, self.roles, self.paths)
         lines = LineSpool().extend(builder.lines(self._records()))
         self.roles.splits.check(self.path, len(lines), builder.counts["in no split"])
-        self._read_whole_numbers(lines)
+        labels = self._read_whole_numbers(lines)
         if not lines:
             blank = builder.counts["blank"]
             what = f"no rows, only {blank:,} lines without a filled cell" if blank else "no rows, only a header"
@@ -156,6 +156,7 @@ class Table:
             builder.labels.check()
         if self.kind == "labels" and not (self.names or builder.labels.sets.separator or self.roles.is_onehot):
             self.notes += check_single_labels(self.path, lines, self.columns.label, self.options)
+            self.notes += check_repeats(self.path, labels, self.columns.label[0], self.options)
         self.notes += [*self.roles.notes, *builder.notes(), *self._note_folders(lines)]
         return lines
 
@@ -166,13 +167,17 @@ class Table:
         what = f"{self.path.name}: images in folders named like splits ({found}) are all in train"
         return [f"{what}: add ?split=folder if the folders are the splits"] if found else []
 
-    def _read_whole_numbers(self, lines: LineSpool) -> None:
-        """Write whole labels as integers where all are whole and some are floats; a name given for one keeps it."""
+    def _read_whole_numbers(self, lines: LineSpool) -> Counter[str]:
+        """Write whole labels as integers where all are whole and some are floats; a name given for one keeps it.
+
+        Returns how often each label is written.
+        """
         counts = Counter(label.text for line in lines for label in line.found.labels)
         named = {entry.written for entry in self.names.entries} if self.names else set[str]()
         self._whole = read_whole_numbers(counts.keys() - named) if self.kind == "labels" else {}
         self.notes += [f"{self.path.name}: {note}" for note in describe_whole_numbers(self._whole, counts)]
         lines.map_labels(self._whole)
+        return counts
 
     def _records(self) -> Iterator[Record]:
         last = self.reader.columns[-1]

@@ -106,12 +106,14 @@ def test_folders_of_the_images_are_splits_when_asked_and_told_when_not(listing):
         "test": ["test_images/c.png"],
     }
     assert "all.csv: lines whose image is in none of the folders named like splits, left out: 1" in source.notes
-    assert not listing.open(f"{path}?split=test", "labels").notes
+    source = listing.open(f"{path}?split=test", "labels")
+    assert (source.splits, source.notes) == (["test"], [])
 
 
 def test_folders_that_name_no_split_are_refused_and_those_of_train_alone_are_not_told(listing):
     path = listing.write("one.csv", "image,label\ntrain/a.png,cat\ntrain/b.png,dog\n", "train/a.png", "train/b.png")
-    assert listing.open(path, "labels").notes == []
+    source = listing.open(path, "labels")
+    assert (source.splits, source.notes) == (["train"], [])
     path = listing.write("none.csv", "image,label\nc.png,cat\nd.png,dog\n", "c.png", "d.png")
     with pytest.raises(UniclError, match="no image is in a folder named like a split"):
         listing.labels(f"{path}?split=folder")
