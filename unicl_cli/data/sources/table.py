@@ -142,7 +142,7 @@ class Table:
         self._fit_paths()
         builder = LineBuilder(self.path, self.roles, self.paths)
         lines = LineSpool().extend(builder.lines(self._records()))
-        self.roles.splits.check(self.path, len(lines), builder.counts["in no split"])
+        builder.check_choices(len(lines))
         labels = self._read_whole_numbers(lines)
         if not lines:
             blank = builder.counts["blank"]
@@ -272,6 +272,7 @@ def table(  # noqa: PLR0913 - a factory's signature is its options
     caption: str | None = None,
     label: str | None = None,
     split: str | None = None,
+    where: str | None = None,
     key: str | None = None,
     header: bool | None = None,
     classes: str | None = None,
@@ -298,6 +299,7 @@ def table(  # noqa: PLR0913 - a factory's signature is its options
     ``caption`` takes several columns (``caption_0,caption_1``, ``caption_*``) and a path into objects
     (``captions.raw``); ``label=folder`` is the image's folder. ``split`` is a column, a split for all lines, files
     that list the images of each split, or ``folder``: the first of the image's folders that is named like a split.
+    ``where=COLUMN:VALUE`` keeps the lines with this value.
     ``root`` is the folder or zip of the images, ``suffix`` is added to their names.
     ``join`` is the metadata file of YFCC100M, of which the list selects photos. ``classes`` is a file of class names:
     lines, or ids with names. If labels are positions in it, ``first`` is the number of the first name (0 or 1).
@@ -319,6 +321,7 @@ def table(  # noqa: PLR0913 - a factory's signature is its options
         caption=caption,
         label=label,
         split=split,
+        where=where,
         key=key,
         header=header,
         sep=sep,

@@ -18,6 +18,7 @@ from unicl_cli.data.sources.lists.column_names import (
 from unicl_cli.data.sources.lists.image_paths import ImagePaths
 from unicl_cli.data.sources.lists.labels import holds_marks, mark_columns, mark_columns_error
 from unicl_cli.data.sources.lists.record import Columns, ListOptions, Reader, is_blank
+from unicl_cli.data.sources.lists.row_choice import RowChoice, read_choice
 from unicl_cli.data.sources.lists.split_rule import SplitRule, read_rule
 from unicl_cli.data.sources.splits import split_of
 from unicl_cli.errors import UniclError, did_you_mean
@@ -38,6 +39,7 @@ class Roles(NamedTuple):
     columns: Columns
     splits: SplitRule
     notes: tuple[str, ...] = ()
+    choice: RowChoice = RowChoice()
     is_onehot: bool = False
     """True if each label column is a class, whose cells are marks."""
 
@@ -86,6 +88,8 @@ class _Resolver:
         media = tuple((kind, name) for kind in self.options.media for name in self._given(kind))
         onehot = self._given("onehot") if self.options.onehot not in (None, ALL) else []
         split, rule = self._split()
+        choice = read_choice(self.path, self.options, self.names, self.kind)
+        self._take(choice.column)
         image = self._take(given["image"] or self._image())
         captions = given["caption"] or self._captions()
         if self.options.onehot == ALL:
@@ -102,8 +106,8 @@ class _Resolver:
             raise self._missing_label_error()
         keys = given["key"] or [name for name in usual_columns("key", self.names) if name not in self.taken]
         key = next(iter(keys), None)
-        columns = Columns(image, tuple(captions), tuple(label), split, key, media)
-        return Roles(columns, rule, (*self.notes, *self._note_repeated(columns)), bool(onehot))
+        columns = Columns(image, tuple(captions), tuple(label), split, key, media, choice.column)
+        return Roles(columns, rule, (*self.notes, *self._note_repeated(columns)), choice, bool(onehot))
 
     def _note_repeated(self, columns: Columns) -> tuple[str, ...]:
         """Return notes on roles whose column has a name that others have too, unless its number chose it."""
