@@ -38,6 +38,7 @@ from unicl_cli.jobs.prepare.request import PrepareOptions
 from unicl_cli.jobs.prepare.row_checks import check_file_names, check_keys, check_labels
 from unicl_cli.jobs.prepare.rows import Rows
 from unicl_cli.jobs.prepare.shards import VERSIONS, MediaError, media_of, stored_media
+from unicl_cli.jobs.prepare.split_notes import describe_source_splits, describe_unlearned_classes
 from unicl_cli.jobs.prepare.taxonomy import PlacedClasses, describe_inner_rows, place_in_taxonomy
 from unicl_cli.jobs.prepare.units import MAX_GROUP_ROWS, MAX_UNIT_ROWS, Unit, Work, cut_into_units
 from unicl_cli.pages.text import shorten
@@ -218,6 +219,11 @@ def make_plan(
     notes += describe_inner_rows(placed, list(_labelled_rows(planned)))
     images = find_class_images(classes, _labelled_rows(planned))
     notes += describe_empty_classes(classes, images.empty, "classes without an image")
+    rows_by_source = [of.rows for of in planned if of.spec.kind == "labels"]
+    notes += describe_unlearned_classes(classes, rows_by_source, images.empty)
+    notes += [
+        note for item, of in zip(specs, read, strict=True) for note in describe_source_splits(item, list(of.rows))
+    ]
     groups = groups_of(classes) if any(of.has_sets for of in read) else None
     found = queries.sha256 if queries else None
     return CorpusPlan(
