@@ -34,6 +34,38 @@ def test_images_beside_the_folder_of_the_list_are_found(listing):
     assert listing.labels(src) == {"pie/1.jpg": "pie", "soup/2.jpg": "soup"}
 
 
+def test_images_of_a_neighbour_are_not_offered_to_a_list_with_images_of_its_own(listing):
+    path = listing.write("mine/list.csv", "image,label\n1.png,cat\n2.png,dog\n", "mine/all/train/cat/01.png")
+    listing.write("other/list.csv", "image,label\n", "other/1.png", "other/2.png")
+    with pytest.raises(UniclError, match="its images do not exist") as caught:
+        listing.labels(path)
+    assert "other" not in caught.value.hint
+    shared = listing.write("meta/list.csv", "image,label\n1.png,cat\n2.png,dog\n")
+    with pytest.raises(UniclError) as caught:
+        listing.labels(shared)
+    assert caught.value.hint.endswith(f"'{shared}?root=../other'")
+
+
+def test_paths_spelled_by_another_system_find_their_files(listing):
+    files = ("b\u00e4r.png", "dog.PNG", "FOX.png", "a/owl.png", "cafe\u0301.png")
+    cells = ("ba\u0308r.png", "dog.png", "FOX.PNG", "a\\owl.png", "caf\u00e9.png")
+    lines = [f"{cell},{number}" for number, cell in enumerate(cells)]
+    path = listing.write("list.csv", "image,label\n" + "\n".join(lines) + "\n", *files)
+    source = listing.open(path, "labels")
+    read = [source.read(row)["image"] for row in source.rows("train")]
+    assert read == [(listing.root / file).read_bytes() for file in files]
+    assert [source.stamp(row) for row in source.rows("train")] == [len(data) for data in read]
+
+
+def test_a_slash_before_a_path_below_root_is_dropped(listing):
+    lines = "/a/abbey/1.jpg 0\n/b/bog/2.jpg 1\n"
+    path = listing.write("places.txt", lines, "data_large/a/abbey/1.jpg", "data_large/b/bog/2.jpg")
+    with pytest.raises(UniclError, match="its images do not exist") as caught:
+        listing.labels(path)
+    assert caught.value.hint == f"read them from the folder where they are: '{path}?root=data_large'"
+    assert listing.labels(f"{path}?root=data_large") == {"a/abbey/1.jpg": "0", "b/bog/2.jpg": "1"}
+
+
 def test_a_suffix_is_added_only_where_there_is_none(listing):
     path = listing.write("mixed.csv", "image,caption\na,one\nb.png,two\nc.v2,three\n", "a.jpg", "b.png", "c.v2.jpg")
     assert list(listing.texts(f"{path}?suffix=jpg")) == ["a.jpg", "b.png", "c.v2.jpg"]
