@@ -46,6 +46,13 @@ def test_images_of_a_neighbour_are_not_offered_to_a_list_with_images_of_its_own(
     assert caught.value.hint.endswith(f"'{shared}?root=../other'")
 
 
+def test_a_folder_with_some_of_the_images_is_not_offered(listing):
+    path = listing.write("list.csv", "image,label\n1.png,cat\n2.png,dog\n", "train/cat/1.png", "train/dog/2.png")
+    with pytest.raises(UniclError, match="its images do not exist") as caught:
+        listing.labels(path)
+    assert caught.value.hint.endswith(f"'{path}?root=FOLDER'")
+
+
 def test_paths_spelled_by_another_system_find_their_files(listing):
     files = ("b\u00e4r.png", "dog.PNG", "FOX.png", "a/owl.png", "cafe\u0301.png")
     cells = ("ba\u0308r.png", "dog.png", "FOX.PNG", "a\\owl.png", "caf\u00e9.png")

@@ -130,16 +130,17 @@ class ImagePaths:
         return f"correct the paths, which are relative to the list, or {named}"
 
     def locate(self, refs: Sequence[str]) -> dict[str, str]:
-        """Return the options ``root`` and ``suffix`` with which one of the images exists; none if they do not help."""
-        for ref in refs[:3]:
-            path = ref.replace("\\", "/")
-            parts = _parts(path) if is_absolute(path) else []
-            tried = [path, *("/".join(parts[cut:]) for cut in range(len(parts)))]
-            for folder in islice(self._folders(), _SEARCHED):
-                for name in tried:
-                    for suffix in _SUFFIXES if not looks_like_image(name) else _SUFFIXES[:1]:
-                        if name and (folder / f"{name}{suffix}").is_file():
-                            return self._options(folder, suffix)
+        """Return the options ``root`` and ``suffix`` with which the first images exist; none if they do not help."""
+        paths = [ref.replace("\\", "/") for ref in refs[:3]]
+        if not all(paths):
+            return {}
+        most = max((len(_parts(path)) for path in paths if is_absolute(path)), default=0)
+        for folder in islice(self._folders(), _SEARCHED):
+            for cut in (None, *range(most)):  # an absolute path loses folders of another machine
+                names = ["/".join(_parts(path)[cut:]) if cut is not None else path for path in paths]
+                for suffix in _SUFFIXES if not all(map(looks_like_image, names)) else _SUFFIXES[:1]:
+                    if all(name and (folder / f"{name}{suffix}").is_file() for name in names):
+                        return self._options(folder, suffix)
         return {}
 
     def _options(self, folder: Path, suffix: str) -> dict[str, str]:
