@@ -275,7 +275,7 @@ class _Resolver:
             )
         error, folder = self._missing_error("label"), f"take the folder of each image: {self._src(label=FOLDER)}"
         if len(self.names) == 1:
-            return UniclError(str(error), f"{folder}, or {error.hint}")
+            return UniclError(str(error), f"{folder}, or {error.hint}, or use --images for images without labels")
         return UniclError(str(error), f"{error.hint}, or {folder}")
 
 
