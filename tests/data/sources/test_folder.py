@@ -269,7 +269,7 @@ def test_files_of_single_images_are_no_captions_of_others(tmp_path):
             "write a list with the columns image,label",
         ),
         ("a/JPEGImages/1.png", "b/1.xml", "'a/JPEGImages'", "write a list with the columns image,label"),
-        ("images_1/images/1.png images_2/images/2.png", "", "'images_1/images', 'images_2/", "make a folder for each"),
+        ("images_1/images/1.png images_2/images/2.png", "", "'images_1/images', 'images_2/", "?depth=1 if the fold"),
         ("ISIC_Input/1.png", "truth.csv", "'ISIC_Input'", "--labels {0}/truth.csv; or make a folder for each class"),
     ],
 )
@@ -282,8 +282,25 @@ def test_folders_of_all_images_are_no_classes(tmp_path, images, others, message,
     assert f"{src}: its images are not in class folders{found}" in caught.value.message
     assert hint.format(src) in caught.value.hint
     if message:
-        assert caught.value.hint.endswith(("; add ?names=leaf if this is the class", "if these are classes"))
+        assert caught.value.hint.endswith(
+            ("; add ?names=leaf if this is the class", "if the folders above are the classes")
+        )
         assert labelled(f"{src}?names=leaf")
+
+
+def test_a_split_without_the_class_folders_of_the_others_is_refused_with_the_way_to_leave_it_out(tmp_path):
+    src = put(tmp_path / "f", "train/n01443537/images/1.png", "train/n01629819/images/2.png", "val/images/3.png")
+    put(tmp_path / "f", "test/images/4.png")
+    with pytest.raises(UniclError, match="not in class folders") as caught:
+        labelled(src)
+    assert "add ?depth=1 if the folders above are the classes" in caught.value.hint
+    with pytest.raises(
+        UniclError, match="images of val in 'images' and test in 'images' are not in class fold"
+    ) as caught:
+        labelled(f"{src}?depth=1")
+    assert "add ?exclude=test,val to leave them out" in caught.value.hint
+    pairs = [(f"n0{n}", f"train/n0{n}/images/{at}.png") for at, n in ((1, 1443537), (2, 1629819))]
+    assert labelled(f"{src}?depth=1&exclude=test,val") == {"train": pairs}
 
 
 def test_one_class_folder_and_classes_that_are_numbers_need_no_option(tmp_path):

@@ -16,7 +16,13 @@ from unicl_cli.data.media import MAPS
 from unicl_cli.data.pictures import Extent, file_extent
 from unicl_cli.data.sources.folder_files import ARCHIVES, FoundFiles, scan_folder, spool_paths
 from unicl_cli.data.sources.folder_layout import Layout, find_layout
-from unicl_cli.data.sources.folder_lists import as_options, check_class_folders, find_likely_lists, note_split_lists
+from unicl_cli.data.sources.folder_lists import (
+    as_options,
+    check_class_folders,
+    check_each_split,
+    find_likely_lists,
+    note_split_lists,
+)
 from unicl_cli.data.sources.folder_names import list_some, match_folders, name_folders
 from unicl_cli.data.sources.lists.files import find_lists, webdataset
 from unicl_cli.data.sources.media_files import (
@@ -120,6 +126,7 @@ class Folder:
         keys = {self._class_in(folders) for folders in self._kept_folders()}
         if keys == {""} or (self.options.names is None and self.options.given is None):
             check_class_folders(self.path, keys, self._found)
+            check_each_split(self.path, self._folders_by_split(), self._layout.splits)
         folders = sorted(keys - {""})
         if twins := self._class_twins():
             self._names_notes.append(
@@ -220,6 +227,12 @@ class Folder:
     def _kept_folders(self) -> Iterator[tuple[str, ...]]:
         """Yield the folders of the images that are in a split."""
         return (parts for parts in self._found.holding if self._layout.split_of(parts))
+
+    def _folders_by_split(self) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = defaultdict(set)
+        for parts in self._kept_folders():
+            found[self._layout.split_of(parts) or ""].add(self._class_in(parts))
+        return found
 
     def _class_in(self, folders: tuple[str, ...]) -> str:
         parts = self._layout.class_parts(folders)

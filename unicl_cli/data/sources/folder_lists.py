@@ -1,7 +1,7 @@
 """Lists that lie beside the images of a folder: sources to use instead, and what they may say that folders do not."""
 
 import re
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path, PurePosixPath
 
 from unicl_cli.data.sources.folder_files import FoundFiles
@@ -26,9 +26,7 @@ _PLAIN = frozenset(
 def check_class_folders(path: Path, folders: Set[str], found: FoundFiles) -> None:
     """Raise UniclError if the class folders are none: the folder itself, those named `images`, or one beside a list."""
     lists = find_likely_lists(found)
-    leaves = {folder.rpartition("/")[2].casefold() for folder in folders}
-    leaves = {re.sub(r"[\W\d_]+$", "", leaf) or leaf for leaf in leaves}
-    if not leaves <= {"", *_PLAIN} and not (len(folders) == 1 and lists):
+    if not _are_plain(folders) and not (len(folders) == 1 and lists):
         return
     inside = sorted(folders - {""})
     shown = [f"'{folder}'" for folder in inside]
@@ -38,9 +36,33 @@ def check_class_folders(path: Path, folders: Set[str], found: FoundFiles) -> Non
         hint = f"use the list of their labels: {as_options(path, lists, 'labels')}; or make a folder for each class"
     elif found.others.keys() & _ANNOTATIONS:
         hint = "write a list with the columns image,label from the annotations, or make a folder for each class"
-    if inside:
+    if depth := max(folder.count("/") for folder in folders):
+        hint += f"; add ?depth={depth} if the folders above are the classes"
+    elif inside:
         hint += f"; add ?names=leaf if {'this is the class' if len(inside) == 1 else 'these are classes'}"
     raise UniclError(f"{path}: its images are not in class folders{what}", hint)
+
+
+def check_each_split(path: Path, folders: Mapping[str, Set[str]], names: Mapping[str, str]) -> None:
+    """Raise UniclError if the images of a split are all in `images` or the like, and those of others in class folders.
+
+    ``folders`` are the class folders by split, ``names`` the splits by the name of their folder.
+    """
+    plain = [split for split, of in folders.items() if of - {""} and _are_plain(of)]
+    if not plain or len(plain) == len(folders):
+        return
+    left_out = ",".join(name for name, split in sorted(names.items()) if split in plain)
+    shown = " and ".join(f"{split} in '{sorted(folders[split] - {''})[0]}'" for split in plain)
+    raise UniclError(
+        f"{path}: the images of {shown} are not in class folders, as those of other splits are",
+        f"add ?exclude={left_out} to leave them out, and use a list of their labels as another source",
+    )
+
+
+def _are_plain(folders: Set[str]) -> bool:
+    """Return whether all class folders are named like those that hold images of every class."""
+    leaves = {folder.rpartition("/")[2].casefold() for folder in folders}
+    return {re.sub(r"[\W\d_]+$", "", leaf) or leaf for leaf in leaves} <= {"", *_PLAIN}
 
 
 def find_likely_lists(found: FoundFiles) -> list[PurePosixPath]:

@@ -46,6 +46,18 @@ def test_images_of_a_neighbour_are_not_offered_to_a_list_with_images_of_its_own(
     assert caught.value.hint.endswith(f"'{shared}?root=../other'")
 
 
+@pytest.mark.parametrize("lines", ["label,pixel0,pixel1\n1,0,0\n2,0,0\n", "emotion,pixels,Usage\n1,0 0 0 0,Training\n"])
+def test_pixels_in_cells_are_no_images_and_labels_no_paths(lines, listing):
+    path = listing.write("digits/train.csv", lines, "digits/a/1.jpg", "digits/a/2.jpg")
+    with pytest.raises(UniclError, match="no image column") as caught:
+        listing.labels(path)
+    assert caught.value.hint == "save the pixels as image files, and write a list of these files"
+    path = listing.write("digits/other.csv", "label,size\n1,9\n2,9\n")
+    with pytest.raises(UniclError, match="no image column") as caught:
+        listing.labels(path)
+    assert caught.value.hint == f"name it: '{path}?image=COLUMN'"
+
+
 def test_a_folder_with_some_of_the_images_is_not_offered(listing):
     path = listing.write("list.csv", "image,label\n1.png,cat\n2.png,dog\n", "train/cat/1.png", "train/dog/2.png")
     with pytest.raises(UniclError, match="its images do not exist") as caught:

@@ -27,6 +27,8 @@ SAMPLE = 64
 """Records whose cells tell what a column holds."""
 _MOST, _LONGEST = 40, 60
 """The most columns that a message lists, and the most characters of each."""
+_PIXELS = ("pixel", "pixels")
+"""Names of columns that hold the pixels of an image, as Kaggle's copies of MNIST and FER2013 do."""
 ALL = "all"
 """The value of ``onehot`` for all columns of marks that are left over."""
 FOLDER = "folder"
@@ -254,8 +256,12 @@ class _Resolver:
     def _missing_image_error(self) -> UniclError:
         """Return the error; if a column holds the names of files, it says which and where they are."""
         error = self._missing_error("image")
+        words = [*self.names, *(text_of(cell) for cells in self.sample[:1] for cell in cells.values())]
+        if any(squeeze(word[:_LONGEST]).rstrip("0123456789") in _PIXELS for word in words):
+            return UniclError(str(error), "save the pixels as image files, and write a list of these files")
         paths = ImagePaths(self.path, self.options)
-        for name in self.names:
+        labels = usual_columns("label", self.names)
+        for name in [name for name in self.names if name not in labels]:
             cells = [
                 text for row in self.sample if is_plain(row.get(name)) and (text := text_of(row.get(name)).strip())
             ]
