@@ -260,7 +260,7 @@ def test_files_of_single_images_are_no_captions_of_others(tmp_path):
 @pytest.mark.parametrize(
     ("images", "others", "message", "hint"),
     [
-        ("train/1.png test/2.png", "train.csv sample_submission.csv", "", "--labels {0}/train.csv --labels {0}/sample"),
+        ("train/1.png test/2.png", "train.csv sample_submission.csv", "", "--labels {0}/train.csv; or make a"),
         ("images/1.png images/2.png", "a/list.txt readme.md", "'images'", "--labels {0}/a/list.txt; or make a folder"),
         (
             "train/images/1.png val/images/2.png",
@@ -269,7 +269,7 @@ def test_files_of_single_images_are_no_captions_of_others(tmp_path):
             "write a list with the columns image,label",
         ),
         ("a/JPEGImages/1.png", "b/1.xml", "'a/JPEGImages'", "write a list with the columns image,label"),
-        ("images_1/images/1.png images_2/images/2.png", "", "'images_1/images', 'images_2/", "?depth=1 if the fold"),
+        ("images_1/images/1.png images_2/images/2.png", "", "'images_1/images', 'images_2/", "make a folder for"),
         ("ISIC_Input/1.png", "truth.csv", "'ISIC_Input'", "--labels {0}/truth.csv; or make a folder for each class"),
     ],
 )
@@ -282,9 +282,7 @@ def test_folders_of_all_images_are_no_classes(tmp_path, images, others, message,
     assert f"{src}: its images are not in class folders{found}" in caught.value.message
     assert hint.format(src) in caught.value.hint
     if message:
-        assert caught.value.hint.endswith(
-            ("; add ?names=leaf if this is the class", "if the folders above are the classes")
-        )
+        assert caught.value.hint.endswith(("; add ?names=leaf if this is the class", "if these are classes"))
         assert labelled(f"{src}?names=leaf")
 
 

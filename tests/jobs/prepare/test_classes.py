@@ -142,7 +142,8 @@ def test_classes_that_training_never_sees_are_told(tmp_path, capsys):
     [("val2019.json", "val"), ("test/list.json", "test"), ("a_train.json", None), ("list.json", None)],
 )
 def test_a_source_whose_name_says_another_split_is_told(tmp_path, capsys, name, split):
-    put(tmp_path / "test", {f"{n}.png": picture(seed=n) for n in range(2)})
+    for folder in ("test", "dev"):
+        put(tmp_path / folder, {f"{n}.png": picture(seed=n) for n in range(2)})
     put(tmp_path, {f"{n}.png": picture(seed=n) for n in range(2)})
     (tmp_path / name).write_text('[{"image": "0.png", "label": "a"}, {"image": "1.png", "label": "b"}]')
     _, err = prepared(capsys, "--labels", tmp_path / name, "-o", tmp_path / "c")

@@ -36,8 +36,10 @@ def check_class_folders(path: Path, folders: Set[str], found: FoundFiles) -> Non
         hint = f"use the list of their labels: {as_options(path, lists, 'labels')}; or make a folder for each class"
     elif found.others.keys() & _ANNOTATIONS:
         hint = "write a list with the columns image,label from the annotations, or make a folder for each class"
-    if depth := max(folder.count("/") for folder in folders):
-        hint += f"; add ?depth={depth} if the folders above are the classes"
+    above = {folder.rpartition("/")[0] for folder in folders} - {""}
+    if len(above) > 1 and not _are_plain(above):
+        depth = max(folder.count("/") for folder in folders)
+        hint = f"add ?depth={depth} if the folders above are the classes; or {hint}"
     elif inside:
         hint += f"; add ?names=leaf if {'this is the class' if len(inside) == 1 else 'these are classes'}"
     raise UniclError(f"{path}: its images are not in class folders{what}", hint)
@@ -71,11 +73,12 @@ def find_likely_lists(found: FoundFiles) -> list[PurePosixPath]:
     stems = {file.stem for file in few}
     of_images = {stem for image in found.images if (stem := image.stem) in stems} if stems else set[str]()
     likely = [file for file in few if file.stem not in of_images and not _NO_LISTS.fullmatch(file.name)]
-    return [*sorted(found.lists, key=_is_late), *sorted(likely, key=_is_late)]
+    sure = [file for file in found.lists if "submission" not in file.stem.lower()]  # its labels are made up
+    return [*sorted(sure, key=_is_late), *sorted(likely, key=_is_late)]
 
 
 def _is_late(file: PurePosixPath) -> tuple[bool, PurePosixPath]:
-    return (_split_of_name(file) not in (None, "train") or "submission" in file.stem.lower(), file)
+    return (_split_of_name(file) not in (None, "train"), file)
 
 
 def _split_of_name(file: PurePosixPath) -> str | None:

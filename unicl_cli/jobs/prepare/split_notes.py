@@ -22,7 +22,8 @@ def describe_source_splits(spec: SourceSpec, own: Sequence[str]) -> list[str]:
     path = Path(base).expanduser()
     if list(own) != [_TRAIN] or "split" in options or not path.exists():
         return []
-    names = [path.name] if path.is_dir() else [path.parent.name, *re.split(r"[\W\d_]+", path.stem)]
+    folder = "" if path.parent.name == "dev" else path.parent.name  # where people keep their code
+    names = [path.name] if path.is_dir() else [folder, *re.split(r"[\W\d_]+", path.stem)]
     split = next((split for name in reversed(names) if (split := split_of(name))), _TRAIN)
     if split == _TRAIN:
         return []
