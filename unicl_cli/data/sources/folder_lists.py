@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from unicl_cli.data.sources.folder_files import FoundFiles
 from unicl_cli.data.sources.folder_names import list_some
-from unicl_cli.data.sources.splits import split_of
+from unicl_cli.data.sources.splits import split_of, split_within
 from unicl_cli.errors import UniclError
 
 FEW = 32
@@ -78,12 +78,7 @@ def find_likely_lists(found: FoundFiles) -> list[PurePosixPath]:
 
 
 def _is_late(file: PurePosixPath) -> tuple[bool, PurePosixPath]:
-    return (_split_of_name(file) not in (None, "train"), file)
-
-
-def _split_of_name(file: PurePosixPath) -> str | None:
-    """Return the split that a word in the name of a file is, the first one."""
-    return next((split for word in re.split(r"[\W\d_]+", file.stem) if (split := split_of(word))), None)
+    return (split_within(file.stem) not in (None, "train"), file)
 
 
 def as_options(path: Path, lists: Sequence[PurePosixPath], kind: str) -> str:
@@ -93,7 +88,7 @@ def as_options(path: Path, lists: Sequence[PurePosixPath], kind: str) -> str:
 
 def note_split_lists(found: FoundFiles) -> list[str]:
     """Return a note on files that may say the split of each image, in a folder whose images are all in train."""
-    named = [file for file in find_likely_lists(found) if _split_of_name(file)]
+    named = [file for file in find_likely_lists(found) if split_within(file.stem)]
     if not named:
         return []
     shown = list_some([str(file) for file in named])

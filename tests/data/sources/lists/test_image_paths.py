@@ -65,6 +65,18 @@ def test_a_folder_with_some_of_the_images_is_not_offered(listing):
     assert caught.value.hint.endswith(f"'{path}?root=FOLDER'")
 
 
+def test_of_folders_with_images_of_the_same_names_the_one_of_the_list_is_offered_or_none(listing):
+    images = [f"{folder}/{name}.png" for folder in ("test", "train") for name in (1, 2)]
+    path = listing.write("train_labels.csv", "Id,Category\n1,cat\n2,dog\n", *images)
+    with pytest.raises(UniclError, match="no image column") as caught:
+        listing.labels(path)
+    assert caught.value.hint == f"name it: '{path}?image=Id&root=train&suffix=.png'"
+    path = listing.write("labels.csv", "Id,Category\n1,cat\n2,dog\n")
+    with pytest.raises(UniclError, match="no image column") as caught:
+        listing.labels(path)
+    assert caught.value.hint == f"name it: '{path}?image=COLUMN'"
+
+
 def test_paths_spelled_by_another_system_find_their_files(listing):
     files = ("b\u00e4r.png", "dog.PNG", "FOX.png", "a/owl.png", "cafe\u0301.png")
     cells = ("ba\u0308r.png", "dog.png", "FOX.PNG", "a\\owl.png", "caf\u00e9.png")

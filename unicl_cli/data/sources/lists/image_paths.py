@@ -12,6 +12,7 @@ from unicl_cli.data.pictures import Extent, file_extent, read_file
 from unicl_cli.data.sources.lists.cells import looks_like_image, strip_number
 from unicl_cli.data.sources.lists.record import ListOptions
 from unicl_cli.data.sources.media_files import stamp_files
+from unicl_cli.data.sources.splits import split_of, split_within
 from unicl_cli.data.sources.zip_images import ZipImages
 from unicl_cli.errors import UniclError
 
@@ -130,18 +131,19 @@ class ImagePaths:
         return f"correct the paths, which are relative to the list, or {named}"
 
     def locate(self, refs: Sequence[str]) -> dict[str, str]:
-        """Return the options ``root`` and ``suffix`` with which the first images exist; none if they do not help."""
+        """Return the options ``root`` and ``suffix`` with which the first images exist; none if no folder is sure.
+
+        If several folders have images of these names, it is the one named like the split of the list.
+        """
         paths = [ref.replace("\\", "/") for ref in refs[:3]]
         if not all(paths):
             return {}
-        most = max((len(_parts(path)) for path in paths if is_absolute(path)), default=0)
-        for folder in islice(self._folders(), _SEARCHED):
-            for cut in (None, *range(most)):  # an absolute path loses folders of another machine
-                names = ["/".join(_parts(path)[cut:]) if cut is not None else path for path in paths]
-                for suffix in _SUFFIXES if not all(map(looks_like_image, names)) else _SUFFIXES[:1]:
-                    if all(name and (folder / f"{name}{suffix}").is_file() for name in names):
-                        return self._options(folder, suffix)
-        return {}
+        folders = islice(self._folders(), _SEARCHED)
+        found = {folder: suffix for folder in folders if (suffix := _find_suffix(folder, paths)) is not None}
+        if len(found) > 1:
+            split = split_within(self.path.stem)
+            found = {folder: suffix for folder, suffix in found.items() if split_of(folder.name) == split}
+        return self._options(*found.popitem()) if len(found) == 1 else {}
 
     def _options(self, folder: Path, suffix: str) -> dict[str, str]:
         root = Path(os.path.relpath(folder, self.path.parent)).as_posix()
@@ -154,6 +156,20 @@ class ImagePaths:
         yield from below
         if not any(map(_holds_images, below)):
             yield from _walk(here.parent, 2)
+
+
+def _find_suffix(folder: Path, paths: Sequence[str]) -> str | None:
+    """Return the suffix with which all paths are files of a folder; None without one.
+
+    Absolute paths may lose folders of another machine.
+    """
+    most = max((len(_parts(path)) for path in paths if is_absolute(path)), default=0)
+    for cut in (None, *range(most)):
+        names = ["/".join(_parts(path)[cut:]) if cut is not None else path for path in paths]
+        for suffix in _SUFFIXES if not all(map(looks_like_image, names)) else _SUFFIXES[:1]:
+            if all(name and (folder / f"{name}{suffix}").is_file() for name in names):
+                return suffix
+    return None
 
 
 def _respell(ref: str) -> Iterator[str]:
