@@ -96,8 +96,8 @@ def read_peak() -> float:
 
 def measure(path: Path) -> dict[str, float]:
     """Return the peak memory before and after the plan, in MB, and its CPU seconds."""
-    from unicl_cli.jobs.prepare.plan import make_plan
-    from unicl_cli.jobs.prepare.request import PrepareRequest
+    from unicl_cli.jobs.prepare.plan.plan import make_plan
+    from unicl_cli.jobs.prepare.plan.request import PrepareRequest
 
     src = {"imagenet": f"imagenet22k?path={path}"}.get(path.stem, str(path))
     labels, captions = ((src,), ()) if path.stem in ("labels", "folder", "imagenet") else ((), (src,))

@@ -14,8 +14,8 @@ from unicl_cli.contracts import Features
 from unicl_cli.core.loop import Step
 from unicl_cli.data.corpus import Corpus, open_corpus
 from unicl_cli.data.transforms import EvalTransform
+from unicl_cli.jobs.prepare.plan.request import PrepareRequest
 from unicl_cli.jobs.prepare.prepare import prepare
-from unicl_cli.jobs.prepare.request import PrepareRequest
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 PLAIN = SimpleNamespace(autocast=nullcontext)

@@ -194,7 +194,7 @@ def until_open(port, seconds=120):
     raise TimeoutError(f"nobody listens at {port}")
 
 
-def furthest(one, other):
+def max_difference(one, other):
     """The largest difference between the weights of two runs."""
     a, b = (load_file(run / "model.safetensors") for run in (one, other))
     assert a.keys() == b.keys()

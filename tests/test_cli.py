@@ -206,7 +206,8 @@ def test_plugins_show_prints_options_with_defaults(capsys: Capture):
         ("predict photo.jpg", "unicl: no command 'predict'; did you mean 'zeroshot'?"),
         ("evaluate runs/x", "did you mean 'eval'?"),
         ("validate r.yaml", "did you mean 'recipes validate'?"),
-        ("export runs/x", "no command 'export'; did you mean 'onnx'?"),
+        ("publish runs/x", "no command 'publish'; did you mean 'export'?"),
+        ("deploy runs/x", "no command 'deploy'; did you mean 'onnx'?"),
         (
             "train quickstart --lr 3",
             "no such option: --lr; did you mean 'optim.lr'? Keys of the recipe are written KEY",

@@ -1,4 +1,4 @@
-"""CONTRIBUTING, plugins/README and docs/style.md, told true: layers, files of a step, plugins, make targets."""
+"""CONTRIBUTING, plugins/README and docs/style.md are true: layers, files of a step, plugins, make targets."""
 
 import re
 import tomllib

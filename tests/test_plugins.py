@@ -108,7 +108,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return checkpoint.read_tensors(folder / "model.safetensors")
 
 
-def furthest(one: Path, other: Path) -> float:
+def max_difference(one: Path, other: Path) -> float:
     a, b = weights(one), weights(other)
     assert a.keys() == b.keys()
     return max(float((a[name] - b[name]).abs().max()) for name in a)
@@ -136,13 +136,13 @@ def test_a_system_of_odd_shape_learns_its_twelve_rows(system: str, trained: Trai
 
 
 def test_micro_batches_of_a_plugin_model_change_no_weight(trained: Train):
-    assert furthest(trained("many"), trained("many", "batch.micro=5")) < 1e-5
+    assert max_difference(trained("many"), trained("many", "batch.micro=5")) < 1e-5
 
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_with_loader_processes(trained: Train):
     for system in ("many", "masked"):  # both have hooks
-        assert furthest(trained(system), trained(system, "data.workers=1")) == 0
+        assert max_difference(trained(system), trained(system, "data.workers=1")) == 0
 
 
 # -- what is special about each ----------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def test_media_of_a_corpus_train_by_the_command(trained: Train, striped: Path):
 @pytest.mark.slow
 def test_media_are_the_same_with_loader_processes(trained: Train, striped: Path):
     of = ("many", f"data.train.0.corpus={striped}", "model.missing=null")
-    assert furthest(trained(*of), trained(*of, "data.workers=2")) == 0
+    assert max_difference(trained(*of), trained(*of, "data.workers=2")) == 0
 
 
 def test_a_masked_word_is_hidden_and_wanted():
@@ -313,7 +313,7 @@ def test_a_pair_score_is_validated_during_training(trained: Train, corpus: Path)
     folder = trained("joint", more=f"eval: [{{corpus: {corpus}, every: 3, limit: 20}}]")
     lines = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [3, 6]
-    assert furthest(folder, trained("joint")) == 0, "validation changes no weight"
+    assert max_difference(folder, trained("joint")) == 0, "validation changes no weight"
 
 
 def test_dry_run_knows_a_plugin_model(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -384,11 +384,11 @@ def test_two_processes_give_the_weights_of_one(trained: Train, corpus: Path, tmp
     done = complete([*launch, __file__, str(corpus), str(tmp_path)], timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     for system in SYSTEMS:
-        assert furthest(trained(system), tmp_path / system) < 1e-4, system
+        assert max_difference(trained(system), tmp_path / system) < 1e-4, system
         alone, together = metrics(trained(system)), metrics(tmp_path / system)
         assert [x["loss"] for x in together] == pytest.approx([x["loss"] for x in alone], abs=1e-4)
     for system in SHARDED:
-        assert furthest(trained(system), tmp_path / f"{system}-sharded") < 1e-4, system
+        assert max_difference(trained(system), tmp_path / f"{system}-sharded") < 1e-4, system
         assert len((tmp_path / f"{system}-sharded" / "eval.jsonl").read_text().splitlines()) == 2
 
 

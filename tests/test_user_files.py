@@ -97,6 +97,8 @@ COMMANDS = (
     "probe {a} --data {corpus} --save out/p.safetensors -o out/p.json --devices cpu:1",
     "mix {a} {b} -o . --devices cpu:1",
     "mix {a} {b} -o out/mix --devices cpu:1",
+    "export {a} -o .",
+    "export {a} -o out/model",
     "zeroshot {image}/x.png --model {a} --classes cat,dog --devices cpu:1",
     "search cat --model {a} --data {corpus} -o out/s.json --devices cpu:1",
     "bench",

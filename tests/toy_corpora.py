@@ -48,7 +48,7 @@ def corpus(folder: Path, kinds=("labels", "captions"), *, classes=CLASSES, sizes
     shards = []
     for kind in kinds:
         file = folder / "data" / "train" / f"{kind}.parquet"
-        with pq.ParquetWriter(file, SCHEMA) as writer:
+        with pq.ParquetWriter(file, SCHEMA, write_page_checksum=True) as writer:
             first = 0
             for size in sizes:
                 rows = [row(first + n, kind) for n in range(size)]

@@ -26,7 +26,7 @@ CONTEXT = (
 )
 """Parameters that the builder fills in: one of these names without a default is not an option of its factory."""
 TUNING = tuple(field.name for field in dataclasses.fields(Tuning))
-"""Options that every nested encoder has beside its own."""
+"""Options that every nested encoder has in addition to its own."""
 
 Nesting = Literal["one", "maybe", "many"]
 
@@ -100,8 +100,8 @@ def as_plain_data(value: Any) -> Any:
 def bind(kind: str, part: "str | Mapping[str, Any] | Part", loc: Loc = (), siblings: Iterable[str] = ()) -> Part:
     """Return a part with every option checked against the signature of its factory, and with every default.
 
-    ``part`` is a name, ``{"name": …, option: …}`` or a Part; ``loc`` is its place in the recipe. ``siblings`` are keys
-    that are valid beside the options, for the did-you-mean. Raises PartError with all problems at once.
+    ``part`` is a name, ``{"name": …, option: …}`` or a Part; ``loc`` is its place in the recipe. ``siblings`` are
+    further valid keys, for the did-you-mean. Raises PartError with all problems at once.
     """
     problems: list[RecipeProblem] = []
     if isinstance(part, Part):
@@ -145,7 +145,7 @@ def _bind(
 def _bind_inner(form: Nesting, given: Any, loc: Loc, problems: list[RecipeProblem]) -> Any:
     if form == "maybe" and given is None:
         return None
-    if form == "many" and isinstance(given, dict):  # null removes an entry of the recipe below
+    if form == "many" and isinstance(given, dict):  # null removes an entry of the recipe that this one extends
         kept = {key: item for key, item in given.items() if item is not None}
         return {key: _bind("encoders", item, (*loc, key), problems, nested=True) for key, item in kept.items()}
     return _bind("encoders", given, loc, problems, nested=True)

@@ -24,19 +24,20 @@ from unicl_cli.storage.streams import STDOUT, discard_stdout, protect_streams, r
 BUILTIN = {
     "prepare": "Make a corpus of labels, captions and images.",
     "export-corpus": "Write a corpus as WebDataset tars or a `datasets` repository.",
-    "inspect": "Say what is in a corpus, a batch, a checkpoint or a run.",
+    "inspect": "Show what is in a corpus, a batch, a checkpoint or a run.",
     "train": "Train a recipe; the same command continues it after an interruption.",
     "eval": "Measure zero-shot accuracy and retrieval of a model.",
     "compare": "Compare models on the same rows, with intervals and tests.",
     "probe": "Fit a linear classifier on a model's image features.",
-    "mix": "Mix a model and its fine-tuned self, and find the best share.",
+    "mix": "Average the weights before and after fine-tuning (WiSE-FT).",
     "zeroshot": "Classify images by class names.",
     "search": "Find the images, texts or media of a corpus that are nearest to a query.",
+    "export": "Write a model in the layout of open_clip, ready for the hub.",
     "bench": "Measure speed and memory, alone or against open_clip.",
-    "runs": "List the trainings of a folder, or show one.",
+    "runs": "List the training runs of a folder, or show one.",
     "recipes": "List, show, copy, check and compare recipes.",
-    "plugins": "List the parts that recipes can name, and what they take.",
-    "doctor": "Check whether this machine can train, and say what is in the way.",
+    "plugins": "List the parts that recipes can name, with their options.",
+    "doctor": "Check whether this machine can train, with a hint for each problem.",
 }
 """Name and summary of each first-party command; its module is `unicl_cli.commands.NAME`, with _ for -."""
 OTHER_NAMES = {
@@ -54,17 +55,18 @@ OTHER_NAMES = {
     **dict.fromkeys(("env", "system", "version", "diagnose"), "doctor"),
     **dict.fromkeys(("benchmark", "speed", "profile"), "bench"),
     **dict.fromkeys(("to-webdataset", "to-hf", "export-dataset", "export-data"), "export-corpus"),
-    **dict.fromkeys(("export", "to-onnx", "deploy"), "onnx"),
+    **dict.fromkeys(("publish", "push", "upload", "save", "to-open-clip"), "export"),
+    **dict.fromkeys(("to-onnx", "deploy"), "onnx"),
 }
 """Names that other tools have for a command -> the command; a command or plugin of that name comes first."""
 REPORT = "This is a bug in unicl: please report it with the lines above and the output of `unicl doctor --json`."
 FIXABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 """Errors of writing that a user can fix, wherever they happen: a full disk, or a place without write permission."""
 SHOWN_NAME = 60
-"""The most letters that an error repeats of a name that is too long."""
+"""Maximum number of letters that an error repeats of a name that is too long."""
 HELP = ["-h", "--help"]
 FEW_OPTIONS = 10
-"""Up to so many options stand in one panel of `--help`."""
+"""Up to this number of options, `--help` shows one panel."""
 
 
 MAX_INTEGER = 2**31 - 1

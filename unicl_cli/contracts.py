@@ -18,7 +18,7 @@ NO_KEY = -1
 NO_TEXT = -1
 """The row has no text (in ``Batch.text_index``)."""
 MOST_GROUPS = 63
-"""The most groups of classes: a row's are bits of an int64."""
+"""Maximum number of groups of classes: a row's groups are bits of an int64."""
 ALL_GROUPS = (1 << MOST_GROUPS) - 1
 """The row is annotated for every group of classes."""
 
@@ -27,7 +27,7 @@ _STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adapters (LoRA, ICLR 2022) beside frozen weights.
+    """Low-rank adapters (LoRA, ICLR 2022) on frozen weights.
 
     ``targets`` are the ends of module names; auto: every Linear layer of the tower's blocks (`build/lora.py`).
     """
@@ -51,7 +51,7 @@ class Unlock:
 
 @dataclass(frozen=True)
 class Tuning:
-    """The training options that every tower takes beside its own.
+    """The training options that every tower takes in addition to its own.
 
     ``freeze``: true freezes the tower, all also the projection that the model puts after it. ``lr_scale`` multiplies
     the learning rate of the run; ``layer_decay`` multiplies it again for each block below the top.
@@ -112,8 +112,8 @@ class Row(NamedTuple):
     A row with several labels has them all in ``labels``, and NO_LABEL as its ``label``. ``known`` names the groups of
     classes that it is annotated for, those of its labels among them; None means all groups of its source. A row with
     neither label nor labels is labelled only if ``known`` is not None: it is annotated, and nothing was found.
-    ``media`` holds (kind, place) of each item of media that the source will read beside the image, as ``ref`` is the
-    place of the image; a source whose ``ref`` says enough leaves it empty.
+    ``media`` holds (kind, place) of each item of media that the source will read with the image, as ``ref`` is the
+    place of the image; a source that needs only ``ref`` leaves it empty.
     """
 
     key: str
@@ -136,10 +136,11 @@ class Row(NamedTuple):
 class DatasetSource(Protocol):
     """The object a ``unicl.datasets`` factory returns. ``templates``: templates, or the name of a list (`clip80`).
 
-    Optional: ``media`` (``("audio", "depth")``), what ``read`` returns beside "image"; ``stamp(row) -> int``, to tell
-    an edited row from the planned one; ``extent(row)``, an image's place (`Extent`), to compare images by few reads;
-    ``url(row) -> str | None``, the address of an image that `prepare` is to download, instead of calling ``read``;
-    ``origin(row) -> str | None``, the address that an image came from; and ``notes``, lines for `prepare` to print.
+    Optional: ``media`` (``("audio", "depth")``), what ``read`` returns besides "image"; ``stamp(row) -> int``, which
+    changes if the row was edited after planning; ``extent(row)``, an image's place (`Extent`), to compare images by few
+    reads; ``url(row) -> str | None``, the address of an image that `prepare` is to download, instead of calling
+    ``read``; ``origin(row) -> str | None``, the address that an image came from; and ``notes``, lines for `prepare` to
+    print.
     """
 
     @property
@@ -153,7 +154,7 @@ class DatasetSource(Protocol):
         ...
 
     def read(self, row: Row) -> Mapping[str, bytes]:
-        """Return ``{"image": bytes}`` and, for each kind of ``media`` that the row has, its bytes as they are.
+        """Return ``{"image": bytes}`` and, for each kind of ``media`` that the row has, its bytes, unchanged.
 
         Called in worker processes. `prepare` stores an item of at most 64 MB unchanged; a larger one, or one of a kind
         that ``media`` does not name, leaves the row out with a reason. A row may lack any kind.
@@ -219,13 +220,13 @@ class LabelSets(NamedTuple):
     """
 
     width: int
-    """The most labels of a row; classes above the row's own in a taxonomy count."""
+    """Maximum number of labels of a row; classes above the row's own in a taxonomy count."""
     groups: tuple[int, ...]
     """The number of each class's group."""
     names: tuple[str, ...]
     """The names of the groups; one empty name if the classes have none."""
     silent: tuple[int, ...] = ()
-    """Classes that no row has as a label, since all rows share them: the only root of a taxonomy."""
+    """Classes left out of all labels because every row has them: the root of a taxonomy with one root."""
 
 
 class Batch(NamedTuple):
@@ -292,11 +293,10 @@ class Loss(Protocol):
     if it learns from each kind of the model's ``media``, which a row of the training data must then have;
     ``check_rows(rows)`` -> warnings, on a model too: it is called once before training, and by the evaluator `loss`,
     with the key, the media and the image's (width, height) of every row (it iterates over them), and raises UniclError
-    for those that it cannot use;
-    ``measure(model, batch)``, which maps the names of its own figures to (hits, count), (2,), for the evaluator
-    `loss`. With ``pair`` also ``check_prompts(tokens, tokenizer)`` -> warnings about the prompts of all classes, called
-    once before they are scored, and ``many_prompts``, true if it scores several templates of many classes without being
-    asked to.
+    for those that it cannot use; ``measure(model, batch)``, which maps the names of its own metrics to (hits, count),
+    (2,), for the evaluator `loss`. With ``pair`` also ``check_prompts(tokens, tokenizer)`` -> warnings about the
+    prompts of all classes, called once before they are scored, and ``many_prompts``, true if it scores several
+    templates of many classes without the user's consent.
     """
 
     score: str
@@ -306,7 +306,7 @@ class Loss(Protocol):
 
 
 class Metric(Protocol):
-    """A plain function: (n, C) scores and (n,) targets -> a share in [0, 1], never percent."""
+    """A plain function: (n, C) scores and (n,) targets -> a fraction in [0, 1], never percent."""
 
     def __call__(self, scores: Tensor, targets: Tensor, /) -> float: ...
 

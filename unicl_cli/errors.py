@@ -22,13 +22,15 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 READER_GONE = 141
-"""Exit status after the reader of standard output has left (`| head`): 128 + SIGPIPE, as other programs have it."""
+"""Exit status after the reader of standard output has closed the pipe (`| head`): 128 + SIGPIPE, as is usual."""
+LINE_SECONDS = 30
+"""Seconds between two lines of progress where no bar can be drawn."""
 
 
 class UniclError(Exception):
     """A mistake that the user can fix, printed as one line without a traceback.
 
-    ``message`` is `thing: what is wrong`; ``hint`` tells the user what to do and starts with a verb. ``details`` are
+    ``message`` is `thing: what is wrong`; ``hint`` says what the user can do and starts with a verb. ``details`` are
     further lines of the message. ``exit_code`` is 2 unless the case has its own code.
     """
 
@@ -54,7 +56,7 @@ class Stopped(UniclError):  # noqa: N818 - not a failure: the user asked for it
 
 
 class Remark(str):
-    """A note on data in which nothing can be wrong: `prepare --quiet` leaves it out, and shows every other note."""
+    """A note that does not hint at a fault in the data: `prepare --quiet` leaves out only these."""
 
     __slots__ = ()
 

@@ -1,4 +1,4 @@
-"""The interfaces of evaluation: a figure of a model, measured on one split of a corpus, and the media that it reads."""
+"""The interfaces of evaluation: evaluators, which measure a model on one split of a corpus, and the media they read."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ FeaturePoint = Literal["pre", "post"]
 """Image features before (``Features.pooled``) or after (``Features.embed``) the projection into the joint space."""
 Need = Literal["labels", "scores", "captions", "figures"]
 """A condition of an evaluator: rows with labels in the split, a loss that scores classes, a model that reads captions,
-a loss with figures of its own (``measure``)."""
+a loss with its own metrics (``measure``)."""
 
 
 class MediaKind(NamedTuple):
-    """A kind of media that a model encodes beside images and texts: sounds, depth maps, …
+    """A kind of media that a model encodes besides images and texts: sounds, depth maps, …
 
     ``name`` is its name in ``Sample.media`` and in ``encode_extra``; ``suffixes`` are ends of file names (".wav",
     ".depth.png"). ``read`` maps the bytes of a file to the tensor of one row; it raises UniclError for bytes that it
@@ -130,15 +130,17 @@ class EvalModel(Protocol):
 
 
 class Evaluator(Protocol):
-    """Made by a ``unicl.evaluators`` factory: named figures from a model and one split of a corpus.
+    """Made by a ``unicl.evaluators`` factory: named metrics from a model and one split of a corpus.
 
-    The result is written as JSON: numbers, texts, lists and mappings; shares in [0, 1], never percent; ``warnings``, a
-    list of texts, is shown to the user. It is the same on every rank, and empty if the split has nothing to measure.
-    ``needs`` are checked before the call: an evaluator that lacks one of them is left out. ``limit`` is the most rows
-    of each kind to use, during training; None means all. Optional: ``takes_sets``, True if an evaluator that needs
-    labels reads ``label_sets()``; otherwise it is left out where a row has several labels or none. ``main``, the names
-    of the figures that a validation during training keeps; without it, all its floats. ``check(corpus, split)``, called
-    before a training whose recipe names the evaluator: raises UniclError for a corpus that it cannot measure.
+    The result is written as JSON: numbers, strings, lists and mappings; fractions in [0, 1], never percent;
+    ``warnings``, a list of strings, is shown to the user. It is the same on every rank, and empty if the split has
+    nothing to measure. ``needs`` are checked before the call: an evaluator whose needs are not met is left out.
+    ``limit`` is the maximum number of rows of each kind to use, during training; None means all.
+
+    Optional: ``takes_sets``, True if an evaluator that needs labels reads ``label_sets()``; otherwise it is left out
+    where a row has several labels or none. ``main``, the names of the metrics that a validation during training keeps;
+    without it, all its floats. ``check(corpus, split)``, called before a training whose recipe names the evaluator:
+    raises UniclError for a corpus that it cannot measure.
     """
 
     @property

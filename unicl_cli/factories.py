@@ -186,9 +186,9 @@ def unicl(  # noqa: PLR0913 - its options are keys of the recipe
 ) -> nn.Module:
     """UniCL: all pairs with equal labels are positives (CVPR 2022, eq. 2, 3).
 
-    ``own_text`` is the share of a caption's target that lies on equal captions, for rows with a label; 0 is the paper's
-    target. ``weights`` are those of groups of classes, 1 unless given. ``class_columns`` puts the prompts of all
-    classes beside the texts of a batch: `{}` for the template "a photo of a {}.", or `{template: …}`.
+    ``own_text`` is the share of a caption's target that falls on equal captions, for rows with a label; 0 is the
+    paper's target. ``weights`` are those of groups of classes, 1 unless given. ``class_columns`` adds the prompts of
+    all classes to the texts of a batch: `{}` for the template "a photo of a {}.", or `{template: …}`.
     ``logit_adjustment`` adds so many times the log of a class's share of the labels to the logits of its prompts.
     """
     from unicl_cli.losses.unicl import UniCL

@@ -1,4 +1,4 @@
-"""Figures as text, in one form for each kind: counts with their noun, percent, bytes, durations and times."""
+"""Numbers as text, in one form for each kind: counts with their noun, percent, bytes, durations and times."""
 
 import re
 import time
@@ -12,13 +12,13 @@ SHARES = re.compile(
     r"(?:(.+)_)?(?:top(\d+)|r(\d+)|(map))"
     r"|mean_per_class|map_micro|f1_(macro|micro)|label_share|unique_text|padding|data_frac"
 )
-"""Names of figures that are shares, as in `unicl eval --json` and metrics.jsonl."""
+"""Names of metrics that are fractions, as in `unicl eval --json` and metrics.jsonl."""
 WORDS = {"map_micro": "mAP micro", "f1_macro": "F1 macro", "f1_micro": "F1 micro"}
-"""Names of figures for people, where they are not the words of their keys."""
+"""Display names of metrics, where they differ from the words of their keys."""
 RAW = "raw_"
-"""Begins the name of a figure of the trained weights beside that of their moving average."""
+"""Prefix of metrics of the trained weights, next to those of their moving average."""
 SHORT_GAP = 4
-"""A list is not cut to save so few lines: the cut takes one itself."""
+"""A list is not cut if that saves only so few lines: the cut itself takes one."""
 
 
 def plural(number: int, one: str, several: str) -> str:
@@ -49,7 +49,7 @@ def interval(bounds: Sequence[float] | None) -> str:
 
 
 def label_figure(name: str) -> str:
-    """Return a figure's name for people: ``"top-1"`` for top1, ``"text to image R@1"`` for text_to_image_r1."""
+    """Return the display name of a metric: ``"top-1"`` for top1, ``"text to image R@1"`` for text_to_image_r1."""
     if name == "img_s":
         return "img/s"
     if name in WORDS:
@@ -65,12 +65,12 @@ def label_figure(name: str) -> str:
 
 
 def format_figure(name: str, value: float) -> str:
-    """Return a figure's value: a share in percent, any other with four significant digits."""
+    """Return the value of a metric as text: a fraction in percent, any other with four significant digits."""
     return format_share(value) if SHARES.fullmatch(name.removeprefix(RAW)) else f"{value:.4g}"
 
 
 def format_figures(figures: Mapping[str, object]) -> str:
-    """Return the figures of a mapping in a line: ``"top-1 44.7 %, text to image R@1 33.3 %"``."""
+    """Return the metrics of a mapping in a line: ``"top-1 44.7 %, text to image R@1 33.3 %"``."""
     return ", ".join(
         f"{label_figure(name)} {format_figure(name, value)}" for name, value in figures.items() if type(value) is float
     )

@@ -39,7 +39,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def check_one_view(images: Tensor) -> None:
-    """Raise UniclError for images (b, V, 3, H, W): several views are encoded as images of their own."""
+    """Raise UniclError for images (b, V, 3, H, W): several views must be encoded as separate images."""
     if images.dim() != 4:
         raise UniclError(
             f"data.views: the loss takes one view per image, got {images.shape[1]}",
@@ -91,9 +91,9 @@ class TwoTower(nn.Module):
 
     Pixels are normalised with the image tower's own ``mean`` and ``std``; ``text`` None leaves images only.
 
-    With ``heads`` images have two projections of ``embed_dim``, for prompts and for captions. An image vector is both,
-    one behind the other; a text vector is 0 in the half of the other kind (`core.prompt_marks`). So their product is
-    that of the projection for this text, times 0.5 ** 0.5 where vectors have unit length.
+    With ``heads`` images have two projections of ``embed_dim``, for prompts and for captions. An image vector
+    concatenates both; a text vector is 0 in the half of the other kind (`core.prompt_marks`). So their product is that
+    of the projection for this text, times 0.5 ** 0.5 where vectors have unit length.
     """
 
     def __init__(

@@ -44,13 +44,13 @@ def problems_of(
 ) -> list[RecipeProblem]:
     """Return pydantic's errors in a recipe's words, one per place.
 
-    ``schema`` is the JSON schema of valid data, ``raw`` the data itself, ``loc`` its place in the recipe.
-    ``siblings`` are keys that are valid beside those of the schema, for the did-you-mean.
+    ``schema`` is the JSON schema of valid data, ``raw`` the data itself, ``loc`` its place in the recipe. ``siblings``
+    are further valid keys, for the did-you-mean.
     """
     faults: dict[Loc, list[Any]] = {}
     for fault in error.errors(include_url=False):
         if fault["type"] == "too_short" and len(fault["input"]) >= fault.get("ctx", {}).get("min_length", 0):
-            continue  # its entries are wrong and have lines of their own
+            continue  # its entries are wrong and have their own lines
         faults.setdefault(_strip_union_branches(raw, fault), []).append(fault)
     outer = {
         at[:n] for at in faults for n in range(len(at))

@@ -97,7 +97,7 @@ def small_corpus(out: Path) -> Path:
     return out
 
 
-def furthest(one: Path, other: Path) -> float:
+def max_difference(one: Path, other: Path) -> float:
     """Return the largest difference between the weights of two finished runs of the same recipe."""
     a, b = (read_tensors(run / MODEL) for run in (one, other))
     if a.keys() != b.keys():
@@ -105,8 +105,8 @@ def furthest(one: Path, other: Path) -> float:
     return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
-def trained_on_one_and_two(recipe: str, folder: Path, *overrides: str) -> tuple[Path, Path]:
-    """Train a recipe's text on one process and on two; return both runs, whose `furthest` should be below 1e-4."""
+def train_on_one_and_two(recipe: str, folder: Path, *overrides: str) -> tuple[Path, Path]:
+    """Train a recipe's text on one process and on two; return both runs, whose `max_difference` should be < 1e-4."""
     file, runs = folder / "recipe.yaml", (folder / "one", folder / "two")
     file.write_text(recipe, encoding="utf-8")
     for count, run in enumerate(runs, start=1):

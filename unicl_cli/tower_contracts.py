@@ -42,9 +42,9 @@ class TowerTraits:
     tokenizer: Tokenizer | None = None
     """Text: its own tokenizer, used unless the recipe names one. Read by `build_step`, `load_model`."""
     pad_id: int = 0
-    """Text: the token behind the end of a text. Read by the text cache."""
+    """Text: the token that pads a text after its end. Read by the text cache."""
     context_length: int | None = None
-    """Text: the most tokens that it reads. None: any number. Read by the text cache."""
+    """Text: the maximum number of tokens that it reads. None: any number. Read by the text cache."""
     trim_safe: bool = False
     """Text: padding changes no output, however much there is. Read by the text cache, which needs it."""
     packs: bool | None = None
@@ -59,7 +59,7 @@ class TowerTraits:
     projects: bool = False
     """Returns (pooled, joint) itself and gets no projection. Read by `TwoTower`."""
     joint: bool = False
-    """Its output lies in the joint space already and gets no projection. Read by `TwoTower`."""
+    """Its output is already in the joint space and gets no projection. Read by `TwoTower`."""
     biased: bool = False
     """Text: the last entry of its output is a bias per class, which is not normalised. Read by `TwoTower`."""
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -71,10 +71,10 @@ class Tower(Protocol):
 
     ``units`` are its blocks, each called through its own forward: FSDP2 shards them one by one, LoRA, ``unlock`` and
     ``layer_decay`` count them. ``width`` and ``units`` are all that a tower needs; an optional attribute ``traits``
-    says the rest (`TowerTraits`). Four methods are optional: ``tokens(x)`` -> (…, N, width), the states before
-    pooling; ``pyramid(x)`` -> feature maps (b, C, H / s, W / s) from fine to coarse, for images of any size that the
-    coarsest step divides; ``no_weight_decay()`` -> names of parameters that do not decay, as timm's; and
-    ``store(folder)`` (`StoresFiles`).
+    says the rest (`TowerTraits`). Four methods are optional: ``tokens(x)`` -> (…, N, width), the states before pooling;
+    ``pyramid(x)`` -> feature maps (b, C, H / s, W / s) from fine to coarse, for images whose sides are multiples of the
+    coarsest stride; ``no_weight_decay()`` -> names of parameters that do not decay, as timm's; and ``store(folder)``
+    (`StoresFiles`).
     """
 
     width: int
@@ -86,10 +86,10 @@ class Tower(Protocol):
 
 @runtime_checkable
 class StoresFiles(Protocol):
-    """A tower that needs files beside recipe and weights, such as a configuration or a tokenizer."""
+    """A tower that needs files besides recipe and weights, such as a configuration or a tokenizer."""
 
     def store(self, folder: Path, /) -> None:
-        """Write into ``folder`` of the run what builds the tower again without its first weights."""
+        """Write into ``folder`` of the run what is needed to build the tower again without its original weights."""
         ...
 
 

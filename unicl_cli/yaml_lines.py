@@ -10,7 +10,7 @@ from unicl_cli.errors import UNSAFE, UniclError
 from unicl_cli.problems import Loc
 
 MAX_VALUES = 200_000
-"""Most values in one document: a few lines of nested aliases can stand for billions."""
+"""Maximum number of values in one document: a few lines of nested aliases can stand for billions."""
 
 
 class MarkedYaml(NamedTuple):

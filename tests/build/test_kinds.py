@@ -1,4 +1,4 @@
-"""Kinds of rows that would vanish from a training are refused or told with their counts."""
+"""Kinds of rows that would vanish from a training are refused or reported with their counts."""
 
 import json
 
@@ -8,8 +8,8 @@ from launching import here
 from unicl_cli.build.data import build_data
 from unicl_cli.build.optimizer import recipe_warnings
 from unicl_cli.errors import UniclError
+from unicl_cli.jobs.prepare.plan.request import PrepareOptions, PrepareRequest
 from unicl_cli.jobs.prepare.prepare import prepare
-from unicl_cli.jobs.prepare.request import PrepareOptions, PrepareRequest
 from unicl_cli.recipe.load import load_text
 
 

@@ -120,7 +120,7 @@ def test_more_groups_than_bits_in_a_mix_are_refused():
         return SimpleNamespace(path=name, classes=[ClassName(f"{name}{n}", ("x",), f"{name}{n}") for n in range(count)])
 
     assert len(merged_classes([corpus("a", 40), corpus("b", 23)])[0]) == 63
-    with pytest.raises(UniclError, match=r"64 groups of classes together; the most are 63"):
+    with pytest.raises(UniclError, match=r"64 groups of classes together; the limit is 63"):
         merged_classes([corpus("a", 40), corpus("b", 24)])
 
 

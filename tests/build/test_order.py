@@ -72,7 +72,7 @@ def test_all_processes_take_their_parts_of_the_same_batches(recipe):
         (["data.mix.labels=1", "data.rows_per_class=1"], "1 row of 12 classes, and only 7 have rows"),
         (["data.classes_per_batch=4"], "needs data.rows_per_class"),
         (["data.rows_per_class=2", "data.balance=1"], "already draws all classes equally often"),
-        (["data.rows_per_class=2", "data.train.0.weight=2"], "the weight of a corpus with labels means nothing"),
+        (["data.rows_per_class=2", "data.train.0.weight=2"], "the weight of a corpus with labels has no effect"),
     ],
 )
 def test_batches_that_cannot_be_filled_are_refused(recipe, overrides, said):

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from unicl_cli.commands.output import print_note, print_warning
-from unicl_cli.jobs.prepare.progress import note
+from unicl_cli.jobs.prepare.shards.progress import note
 
 
 @pytest.mark.parametrize("tell", [note, print_note, print_warning])

@@ -72,7 +72,7 @@ def test_a_name_that_is_no_text_is_one_line(capfd):
 
 @pytest.mark.parametrize(
     "line",
-    ["mix a b -o s3://b/c", "export-corpus c -o memory://c", "inspect c -o s3://b/i.json"],
+    ["mix a b -o s3://b/c", "export-corpus c -o memory://c", "inspect c -o s3://b/i.json", "export r -o s3://b/m"],
 )
 def test_an_output_on_another_file_system_is_refused(line, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

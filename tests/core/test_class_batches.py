@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from unicl_cli.core.class_batches import ClassBatches, SideBySide
+from unicl_cli.core.class_batches import ClassBatches, JoinedBatches
 
 LABELS = [np.array([0] * 7 + [1] * 3 + [2] * 5 + [-1] * 4), np.array([3] * 6 + [1] * 2 + [4])]
 
@@ -60,7 +60,7 @@ GOLDEN = [(0, 5), (0, 3), (0, 2), (0, 9), (1, 6), (1, 7)]
 
 def test_slots_mix_the_classes_and_lose_no_row():
     batches = ClassBatches(LABELS, 3, 2, 0)
-    order = SideBySide(batches, None, 0)
+    order = JoinedBatches(batches, None, 0)
     for step in range(5):
         stream, row = order.batch(step)
         assert sorted(zip(stream.tolist(), row.tolist(), strict=True)) == sorted(drawn(batches, step)[1])

@@ -1,4 +1,4 @@
-"""Updates: told on the device or read first they are the same; fp16 scales, unscales, skips and grows as torch does."""
+"""Updates: the same decided on the device or after reading; fp16 scales, unscales, skips and grows as torch does."""
 
 import math
 from typing import NamedTuple

@@ -120,7 +120,7 @@ def test_captions_hide_or_become_labels_in_the_batches_of_a_recipe(both):
     assert torch.equal(labels[~alone, 0], batch.labels[~alone])
     assert torch.equal(positive.labels, labels[:, 0]), "each caption names one class, so each row has one label"
     keys = step(positive._replace(extra={}))["loss"].item()
-    assert step(positive)["loss"].item() == pytest.approx(keys, abs=1e-6), "one label a row: UniCL on keys"
+    assert step(positive)["loss"].item() == pytest.approx(keys, abs=1e-6), "one label per row: UniCL on keys"
     assert abs(keys - plain) > 1e-3
 
 

@@ -1,4 +1,4 @@
-"""COCO's annotations: what is read, what is left out and told, and what is refused in one line."""
+"""COCO's annotations: what is read, what is left out and reported, and what is refused in one line."""
 
 import json
 from pathlib import Path
@@ -79,7 +79,7 @@ def test_a_box_that_cannot_be_used_whole_is_told(tmp_path: Path, changes: Change
         (document(images=[]), "has no images"),
         (document(categories=[]), "has no categories"),
         (document(annotations=[]), "no image has a box"),
-        (document(categories=[{"id": 3, "name": "a"}, {"id": 4, "name": "a"}]), "a name is empty or there twice"),
+        (document(categories=[{"id": 3, "name": "a"}, {"id": 4, "name": "a"}]), "a name is empty or repeated"),
         (
             document(categories=[{"id": 3, "name": "a"}, {"id": 3, "name": "b"}]),
             "entry 2 has no id of its own",

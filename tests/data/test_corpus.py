@@ -22,10 +22,10 @@ from unicl_cli.data.shard_checks import ShardRules
 from unicl_cli.data.sources.resolve import name_sources
 from unicl_cli.data.text import clean, is_bad_text, text_hash
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.prepare.plan import make_plan
+from unicl_cli.jobs.prepare.plan.plan import make_plan
+from unicl_cli.jobs.prepare.plan.request import PrepareOptions, PrepareRequest
 from unicl_cli.jobs.prepare.prepare import prepare
-from unicl_cli.jobs.prepare.request import PrepareOptions, PrepareRequest
-from unicl_cli.jobs.prepare.shards import write_unit
+from unicl_cli.jobs.prepare.shards.shards import write_unit
 
 
 def make(out, **options):

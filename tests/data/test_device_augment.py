@@ -12,7 +12,7 @@ from unicl_cli.core.sampler import scramble as scramble_numpy
 from unicl_cli.data.device_augment import (
     COLOURS,
     DeviceAugment,
-    Dice,
+    SampleRandom,
     add_noise,
     blur,
     erase,
@@ -47,9 +47,9 @@ def test_the_hash_is_that_of_the_sampler():
 
 def test_uniform_numbers_are_uniform_and_lanes_draws_views_and_seeds_independent():
     draws = torch.arange(20_000)
-    lanes = [Dice(seed, view, draws).uniform(lane) for seed, view, lane in
+    lanes = [SampleRandom(seed, view, draws).uniform(lane) for seed, view, lane in
              ((0, 0, "flip"), (0, 0, "grey"), (0, 1, "flip"), (1, 0, "flip"), (2**40, 0, "flip"))]  # fmt: skip
-    lanes.append(Dice(0, 0, draws + 20_000).uniform("flip"))
+    lanes.append(SampleRandom(0, 0, draws + 20_000).uniform("flip"))
     for x in lanes:
         assert 0 <= x.min() < 1e-3
         assert 1 - 1e-3 < x.max() < 1
@@ -57,7 +57,7 @@ def test_uniform_numbers_are_uniform_and_lanes_draws_views_and_seeds_independent
         assert ((counts - 400).square() / 400).sum() < 95, "chi square, 49 degrees: p > 1e-4"
     correlations = torch.corrcoef(torch.stack([*lanes, lanes[0].roll(1)])) - torch.eye(7)
     assert correlations.abs().max() < 0.03
-    bits = pixel_bits(Dice(0, 0, torch.arange(3)).key("noise"), (3, 40, 40))
+    bits = pixel_bits(SampleRandom(0, 0, torch.arange(3)).key("noise"), (3, 40, 40))
     flat = torch.stack([to_unit(bits).flatten(1), to_unit(bits << 24).flatten(1)]).flatten(0, 1)
     assert (torch.corrcoef(flat) - torch.eye(6)).abs().max() < 0.06
 
@@ -161,7 +161,7 @@ def test_what_happens_is_distributed_as_in_the_loader(changes):
 
 def test_noise_has_the_deviation_asked_for_and_no_two_pixels_share_it():
     x = torch.full((4, 3, 64, 64), 128, dtype=torch.uint8)
-    got = add_noise(x, Dice(0, 0, torch.arange(4)).key("noise"), 0.1).float() / 255
+    got = add_noise(x, SampleRandom(0, 0, torch.arange(4)).key("noise"), 0.1).float() / 255
     assert got.std((1, 2, 3)).tolist() == pytest.approx([0.1] * 4, rel=0.05)
     assert got.mean().item() == pytest.approx(128 / 255, abs=2e-3)
     assert (torch.corrcoef(got.flatten(1)) - torch.eye(4)).abs().max() < 0.04
@@ -171,7 +171,7 @@ def test_noise_has_the_deviation_asked_for_and_no_two_pixels_share_it():
 
 def test_erasing_turns_one_rectangle_into_noise():
     x = torch.full((60, 3, 64, 64), 128, dtype=torch.uint8)
-    changed = (erase(x, Dice(0, 0, torch.arange(60)), 1.0) != 128).any(1)
+    changed = (erase(x, SampleRandom(0, 0, torch.arange(60)), 1.0) != 128).any(1)
     shares = changed.float().mean((1, 2))
     assert 0.01 < shares.min() < shares.max() < 0.36
     for one in changed:

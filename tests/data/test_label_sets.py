@@ -19,9 +19,9 @@ from unicl_cli.data.corpus import RowTable, open_corpus
 from unicl_cli.data.corpus_format import SCHEMA, schema_of
 from unicl_cli.data.shard_checks import ShardRules
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.prepare.plan import _describe_row
-from unicl_cli.jobs.prepare.shards import write_unit
-from unicl_cli.jobs.prepare.units import Unit, Work
+from unicl_cli.jobs.prepare.plan.plan import _describe_row
+from unicl_cli.jobs.prepare.shards.shards import write_unit
+from unicl_cli.jobs.prepare.shards.units import Unit, Work
 
 GROUPS = ("colour", "", "texture")
 GROUP_OF = (0, 0, 1, 1, 1, 2)
@@ -204,7 +204,7 @@ def change_manifest(folder, change):
         (lambda m: m.update(schema_version=3), "corpus format 3, but this unicl reads 1 and 2"),
         (
             lambda m: m.update(classes=[{"id": n, "key": str(n), "names": ["x"], "group": str(n)} for n in range(64)]),
-            "has 64 groups of classes; the most are 63",
+            "has 64 groups of classes; the limit is 63",
         ),
     ],
 )

@@ -156,14 +156,14 @@ def test_columns_of_later_versions_are_read_past(tmp_path):
         ([("a", "x", ""), ("b", "y", "a"), ("c", "", "")], None),
         ([("a", "x", "b")], "class 'b' is a parent, but not a class"),
         ([("a", "x", "b"), ("b", "y", "a")], "class 'a' is above itself"),
-        ([("a", "x", ""), ("b", "y", "a"), ("c", "x", "b")], "class 'a' and a class below it have one group, 'x'"),
-        ([(str(n), str(n), "") for n in range(64)], "has 64 groups of classes; the most are 63"),
+        ([("a", "x", ""), ("b", "y", "a"), ("c", "x", "b")], "class 'a' and a class below it have the same group, 'x'"),
+        ([(str(n), str(n), "") for n in range(64)], "has 64 groups of classes; the limit is 63"),
         (
             [
                 ("0", "", ""),
                 *((str(n), "", str(n - 1)) for n in range(1, 50_000)),
             ],  # a chain is not walked from each end
-            "class '0' and a class below it have one group, ''",
+            "class '0' and a class below it have the same group, ''",
         ),
     ],
 )

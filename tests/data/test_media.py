@@ -23,10 +23,10 @@ from unicl_cli.data.corpus import MEDIA, RowTable, open_corpus
 from unicl_cli.data.loader import batches
 from unicl_cli.data.mix import Draws, MixedCorpora, TextChoice, order_of
 from unicl_cli.data.shard_checks import ShardRules
-from unicl_cli.jobs.prepare import shards
+from unicl_cli.jobs.prepare.plan.request import PrepareOptions, PrepareRequest
 from unicl_cli.jobs.prepare.prepare import prepare
-from unicl_cli.jobs.prepare.request import PrepareOptions, PrepareRequest
-from unicl_cli.jobs.prepare.shards import MediaError, stored_media
+from unicl_cli.jobs.prepare.shards import shards
+from unicl_cli.jobs.prepare.shards.shards import MediaError, stored_media
 
 STRIPES = "odd-stripes?rows=30&profile=true"
 SIZE = 8

@@ -122,12 +122,12 @@ def test_files_of_each_kind_are_taken(kind, data):
         ("thermal", png("1"), "a PNG of 1-bit grey, not of 8- or 16-bit grey"),
         ("depth", png()[:-14], "a PNG that is cut off"),
         ("thermal", turned_jpeg(), "not a PNG file"),
-        ("depth", png(size=(6, 8)), "6 x 8 pixels beside an image of 8 x 6: save both at one size"),
-        ("imu", npy(ROWS.astype(np.float64)), r"a NPY of float64 (4, 6), not float32 (T, 6)"),
-        ("imu", npy(ROWS.T), "a NPY of float32 (6, 4), not float32 (T, 6)"),
-        ("imu", npy(ROWS[:0]), "a NPY of float32 (0, 6), not float32 (T, 6)"),
-        ("imu", npy(ROWS)[:-5], "a NPY that cannot be read: "),
-        ("imu", npy(np.array([[object()] * 6])), "a NPY that cannot be read: "),
+        ("depth", png(size=(6, 8)), "6 x 8 pixels, but its image has 8 x 6: save both at one size"),
+        ("imu", npy(ROWS.astype(np.float64)), r"an NPY of float64 (4, 6), not float32 (T, 6)"),
+        ("imu", npy(ROWS.T), "an NPY of float32 (6, 4), not float32 (T, 6)"),
+        ("imu", npy(ROWS[:0]), "an NPY of float32 (0, 6), not float32 (T, 6)"),
+        ("imu", npy(ROWS)[:-5], "an NPY that cannot be read: "),
+        ("imu", npy(np.array([[object()] * 6])), "an NPY that cannot be read: "),
         ("imu", npy(np.where(ROWS == 3, np.nan, ROWS)), "has values that are not finite"),
         ("imu", b"1,2,3,4,5,1e39\n", "has values that are not finite"),
         ("imu", b"1,2,3,4,5\n", "a CSV whose row 1 is not 6 numbers with commas between them"),
@@ -145,7 +145,7 @@ def test_the_fault_of_other_files_is_told(kind, data, fault):
 
 def test_a_map_has_the_size_of_its_image_upright():
     check("depth", png(size=(8, 6)), turned_jpeg())
-    with pytest.raises(MediaError, match="6 x 8 pixels beside an image of 8 x 6"):
+    with pytest.raises(MediaError, match="6 x 8 pixels, but its image has 8 x 6"):
         check("thermal", png(size=(6, 8)), turned_jpeg())
 
 

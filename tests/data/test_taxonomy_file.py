@@ -95,9 +95,9 @@ def test_columns_of_any_name_are_ranks_where_they_are_named(tmp_path):
 def test_a_rank_may_be_left_out_on_some_paths_but_not_turned_around(tmp_path):
     text = "name,parent,rank\na,,order\nb,a,family\nc,b,genus\nd,a,genus\n"
     assert read(tmp_path, text).deeper["order"] == {"family", "genus"}
-    with pytest.raises(UniclError, match=r"the ranks .*family.* stand above each other"):
+    with pytest.raises(UniclError, match=r"the ranks .*family.* are each above the other"):
         read(tmp_path, text + "e,d,family\n")
-    with pytest.raises(UniclError, match="'c' and 'b' above it have one rank, 'clade'"):
+    with pytest.raises(UniclError, match="'c' and 'b' above it have the same rank, 'clade'"):
         read(tmp_path, "name,parent,rank\na,,order\nb,a,clade\nc,b,clade\n")
 
 
@@ -130,7 +130,7 @@ FAULTS = {
     "a node of two ranks": ("order,family,genus\nA,B,\nA,,B\n", "'A/B' has two ranks"),
     "64 ranks": (
         "name,parent\nn0,\n" + "".join(f"n{n},n{n - 1}\n" for n in range(1, 64)),
-        "has 64 ranks; the most are 63",
+        "has 64 ranks; the limit is 63",
     ),
 }
 

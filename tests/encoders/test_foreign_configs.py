@@ -72,7 +72,7 @@ def test_the_configuration_of_these_tests_loads(folder):
         ("model_cfg.vision_cfg.pool_type", "none", r"it cannot encode: an image gives \(1, 5, 16\) instead of"),
         ("model_cfg.vision_cfg.norm_kwargs", {"eps": "x"}, "it cannot encode: .*eps"),
         ("model_cfg.text_cfg.vocab_size", 10, "cannot be read as its weights"),
-        ("model_cfg.text_cfg.hf_model_name", 3, "hf_model_name is not a text"),
+        ("model_cfg.text_cfg.hf_model_name", 3, "hf_model_name is not a string"),
         ("model_cfg.text_cfg.tokenizer_kwargs", {"x": 1}, "text_cfg.tokenizer_kwargs: .*unexpected keyword"),
         ("model_cfg.text_cfg.tokenizer_kwargs", {"reduction_mask": "x"}, "text_cfg.tokenizer_kwargs: AssertionError"),
         ("model_cfg.init_logit_scale", "x", "open_clip cannot build it: "),

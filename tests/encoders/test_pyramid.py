@@ -99,5 +99,5 @@ def test_a_model_without_maps_in_timm_is_refused_in_one_line() -> None:
     bare = torch.nn.Module()
     bare.pretrained_cfg = {"architecture": "old_net"}  # pyright: ignore
     tower.model = bare
-    with pytest.raises(UniclError, match="old_net: timm gives no feature maps of this model"):
+    with pytest.raises(UniclError, match="old_net: timm has no feature maps of this model"):
         tower.pyramid(torch.zeros(1, 3, 32, 32))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from launching import begun, done, ended, furthest, here, same
+from launching import begun, done, ended, here, max_difference, same
 
 PLUGIN = '''
 def limited(*, mib: float, only: int = -1):
@@ -70,17 +70,21 @@ def whole(place):
     return free(place, "whole")
 
 
+def squeezed(place, name, limits, *more, **options):
+    """(run into which a part of the batch fits, but not the whole, what it said).
+
+    The limit for that depends on torch and on what the process has mapped already: the first one that does it.
+    """
+    for mib in limits:
+        code, err = limited(place, f"{name}-{mib}", mib, *more, **options)
+        if code == 0 and micro(place / f"{name}-{mib}") is not None:
+            return place / f"{name}-{mib}", err
+    raise AssertionError(err)
+
+
 @pytest.fixture(scope="module")
 def short(place):
-    """(run into which half of the batch fits, but not the whole, what it said).
-
-    The limit for that depends on what the processes before have mapped already: the first one that does it.
-    """
-    for mib in (140, 115, 165, 190, 215):
-        code, err = limited(place, f"short-{mib}", mib)
-        if code == 0 and micro(place / f"short-{mib}") is not None:
-            break
-    return place / f"short-{mib}", err
+    return squeezed(place, "short", (140, 115, 165, 190, 215))
 
 
 def micro(run: Path):
@@ -95,7 +99,7 @@ def test_a_batch_that_does_not_fit_is_encoded_in_parts_of_the_same_numbers(place
     assert f"batch.micro: {rows} rows at once (of 48): more did not fit into " in err
     assert same(run, free(place, "byhand", f"batch.micro={rows}"))
     assert micro(whole) is None
-    assert furthest(run, whole) < 1e-4
+    assert max_difference(run, whole) < 1e-4
 
 
 def test_a_run_goes_on_with_the_rows_it_began_with(place, short):
@@ -112,14 +116,12 @@ def test_all_ranks_follow_the_one_that_has_too_little(place):
     The images are large, so that the limit lies far above what the threads of torch need, which die without a word.
     """
     large = "data.image_size=160"
-    code, err = limited(place, "one-short", 165, large, devices="cpu:2", only=1)
-    assert code == 0, err
-    run = place / "one-short"
+    run, err = squeezed(place, "one-short", (165, 190, 215, 240), large, devices="cpu:2", only=1)
     rows = micro(run)
     assert rows in (3, 6, 12)
     assert err.count(f"batch.micro: {rows} rows at once (of 24): more did not fit into ") == 1
     assert same(run, free(place, "two-byhand", large, f"batch.micro={rows}", devices="cpu:2"))
-    assert furthest(run, free(place, "whole-large", large)) < 1e-4
+    assert max_difference(run, free(place, "whole-large", large)) < 1e-4
 
 
 def test_what_cannot_fit_is_one_line(place):

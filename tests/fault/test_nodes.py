@@ -14,10 +14,10 @@ from launching import (
     done,
     ended,
     free_port,
-    furthest,
     gone,
     here,
     kill_all,
+    max_difference,
     nothing_half_written,
     ranks,
     recipe,
@@ -54,7 +54,7 @@ def test_two_nodes_train_what_one_process_trains(tmp_path, alone):
     assert err_0 == ""
     assert err_1 == f"waiting for node 0 at 127.0.0.1:{port}\n"
     assert json.loads((run / "status.json").read_text())["world"] == 4
-    assert furthest(run, whole) < 1e-4
+    assert max_difference(run, whole) < 1e-4
 
 
 def test_a_node_that_is_killed_ends_the_other(tmp_path, digits):
@@ -161,14 +161,14 @@ def test_torchrun_and_accelerate_launch_are_joined(tmp_path, alone):
     words = ["train", str(file), "--run-dir", str(tmp_path / "torchrun"), "--devices", "cpu", "-q"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "unicl_cli"]
     assert done(*words, command=torchrun) == f"{tmp_path / 'torchrun'}\n"
-    assert furthest(tmp_path / "torchrun", whole) < 1e-4
+    assert max_difference(tmp_path / "torchrun", whole) < 1e-4
     words[3] = str(tmp_path / "accelerate")
     settings = ["--cpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=bf16", "--dynamo_backend=no"]
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", *settings, "-m", "unicl_cli"]
     code, _, err = ended(begun(*words, command=accelerate))
     assert code == 0, err
     assert "warning: ACCELERATE_MIXED_PRECISION=bf16: ignored" in err, "fp32 is what auto means on the CPU"
-    assert furthest(tmp_path / "accelerate", whole) < 1e-4
+    assert max_difference(tmp_path / "accelerate", whole) < 1e-4
 
 
 def slurm(rank, port, **more):
@@ -186,7 +186,7 @@ def test_tasks_of_srun_join_each_other(tmp_path, alone):
     words = ["train", file, "--run-dir", run, "--devices", "cpu", "-q"]
     tasks = [ended(task) for task in [begun(*words, env=slurm(rank, port)) for rank in (0, 1)]]
     assert [task[:2] for task in tasks] == [(0, f"{run}\n"), (0, "")], tasks
-    assert furthest(run, whole) < 1e-4
+    assert max_difference(run, whole) < 1e-4
 
 
 def test_a_job_that_is_told_so_goes_back_into_the_queue(tmp_path, digits):
@@ -208,4 +208,4 @@ def test_a_job_that_is_told_so_goes_back_into_the_queue(tmp_path, digits):
     assert [code for code, _, _ in results] == [75, 75], results
     asked = (tmp_path / "asked").read_text().splitlines()
     assert [line for line in asked if not line.startswith("show")] == [f"requeue {port - 20000}"]
-    assert f"job {port - 20000} goes back into the queue" in results[0][2]
+    assert f"job {port - 20000} is requeued" in results[0][2]

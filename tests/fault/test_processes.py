@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from launching import begun, done, ended, furthest, here
+from launching import begun, done, ended, here, max_difference
 
 from unicl_cli.build.data import build_data, build_tokenizer
 from unicl_cli.build.model import build_step
@@ -236,7 +236,7 @@ def test_the_command_gives_the_weights_of_one_process(tmp_path, corpora):
     one, more = tmp_path / "one", tmp_path / "more"
     here(*words, "--run-dir", one, "--devices", "cpu:1")
     assert done(*words, "--run-dir", more, "--devices", "cpu:2") == f"{more}\n"
-    assert furthest(one, more) < 1e-4
+    assert max_difference(one, more) < 1e-4
     rows = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, more)]
     assert [row["loss"] for row in rows[1]] == pytest.approx([row["loss"] for row in rows[0]], abs=1e-4)
     assert [row["samples"] for row in rows[1]] == [row["samples"] for row in rows[0]]

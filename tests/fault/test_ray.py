@@ -17,8 +17,8 @@ from toys import put
 
 from unicl_cli.cli import main
 from unicl_cli.data.corpus import open_corpus
-from unicl_cli.jobs.prepare.prepared_row import PreparedRow
-from unicl_cli.jobs.prepare.staged import read_staged
+from unicl_cli.jobs.prepare.shards.prepared_row import PreparedRow
+from unicl_cli.jobs.prepare.shards.staged import read_staged
 
 SOURCES = ("--labels", "shapes?count=3000&test=100", "--captions", "shapes?count=1000&test=100", "--shard-mb", "1")
 
@@ -246,8 +246,8 @@ def test_engines_are_checked_before_work(tmp_path, capsys):
 def test_a_node_that_is_not_like_the_command_is_named(tmp_path):
     from unicl_cli.errors import UniclError
     from unicl_cli.jobs.prepare.engines.ray import Place, run_on_node
-    from unicl_cli.jobs.prepare.shards import VERSIONS
-    from unicl_cli.jobs.prepare.units import Unit, Work
+    from unicl_cli.jobs.prepare.shards.shards import VERSIONS
+    from unicl_cli.jobs.prepare.shards.units import Unit, Work
 
     work = Work(Unit("a", "train", "a", "labels", 0, 1, 1), tmp_path, "digits", [], None, raw_text=False, gone={})
     for place, said in (

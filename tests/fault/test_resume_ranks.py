@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from launching import begun, ended, furthest
+from launching import begun, ended, max_difference
 from launching import same as same_weights
 
 from tests.jobs.train.test_resume import PLUGIN, RECIPE, ROLLBACK, facts, lines, same, spiking
@@ -39,7 +39,7 @@ def unicl(tmp_path, monkeypatch, digits, capfd):
 
 
 def far(one, other):
-    return furthest(Path(one), Path(other))
+    return max_difference(Path(one), Path(other))
 
 
 def test_two_processes_go_back_together_and_end_where_one_does(unicl):

@@ -17,8 +17,8 @@ from unicl_cli.jobs.evaluate import evaluate, measure, measure_validation
 from unicl_cli.jobs.evaluators import probe as probe_evaluator
 from unicl_cli.jobs.evaluators.build import make_evaluator
 from unicl_cli.jobs.evaluators.options import ProbeOptions
+from unicl_cli.jobs.prepare.plan.request import PrepareRequest
 from unicl_cli.jobs.prepare.prepare import prepare
-from unicl_cli.jobs.prepare.request import PrepareRequest
 from unicl_cli.jobs.probe import probe
 from unicl_cli.losses.classify import CrossEntropy
 from unicl_cli.losses.supcon import SupCon

@@ -13,8 +13,8 @@ from unicl_cli.data.corpus import open_corpus
 from unicl_cli.jobs.evaluate import evaluate
 from unicl_cli.jobs.evaluation_page import CLASSES, MISTAKES, PAIRS, evaluation_page, find_mistakes
 from unicl_cli.jobs.evaluators.kept import Keep
+from unicl_cli.jobs.prepare.plan.request import PrepareRequest
 from unicl_cli.jobs.prepare.prepare import prepare
-from unicl_cli.jobs.prepare.request import PrepareRequest
 
 EVIL = "<img src=x onerror=alert(1)>"
 

@@ -1,4 +1,4 @@
-"""Evaluated images that were trained on are told with their number, also across corpora and through start weights."""
+"""Evaluated images that were trained on are counted, also across corpora and through start weights."""
 
 import io
 import json
@@ -64,7 +64,7 @@ def test_the_number_is_that_of_distinct_images_in_both(corpora):
 def test_eval_and_train_say_how_many(corpora, capsys):
     first = recipe(corpora / "r.yaml", "train: [{corpus: labels}]", "eval: [{corpus: captions}]\n")
     assert main(["train", str(first), "--run-dir", "runs/a", "--devices", "cpu"]) == 0
-    warned = "5 of 10 evaluated images were trained on: the figures will look too good"
+    warned = "5 of 10 evaluated images were trained on: the results will look too good"
     assert f"warning: eval: captions test: {warned}" in capsys.readouterr().err
     assert main(["eval", "runs/a", "--data", "captions", "--json"]) == 0
     out, err = capsys.readouterr()

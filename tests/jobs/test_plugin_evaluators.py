@@ -65,5 +65,5 @@ def test_an_evaluator_that_does_not_fit_is_named(headed: str, model: str, capsys
         run(["eval", headed, "--evaluator", "odd-nothing"])
     with pytest.raises(UniclError, match="no evaluator 'odd-spred'; did you mean 'odd-spread'"):
         run(["eval", model, "--evaluator", "odd-spred"])
-    with pytest.raises(UniclError, match="evaluator 'odd-nothing' returned figures that JSON cannot hold"):
+    with pytest.raises(UniclError, match="evaluator 'odd-nothing' returned values that JSON cannot hold"):
         run(["eval", model, "--evaluator", "odd-nothing"])

@@ -175,17 +175,17 @@ def test_the_sweep_finds_the_peak_of_any_unimodal_curve_in_at_most_fifteen_fits(
         return [Point(c, -abs(8 * (np.log10(c) + 6) - peak), 0.0) for c in strengths]
 
     curve = sweep(measure)
-    best = max(curve, key=lambda point: point.merit)
+    best = max(curve, key=lambda point: point.sort_key)
     assert best.c == pytest.approx(10 ** (-6 + peak / 8))
     assert len(asked) == len(set(asked)) <= 15
     assert [point.c for point in curve] == sorted(asked)
 
 
 def test_equal_accuracies_go_to_the_lower_nll_and_then_to_the_smaller_strength():
-    assert Point(1.0, 0.9, 0.2).merit > Point(0.1, 0.9, 0.3).merit
-    assert Point(0.1, 0.9, 0.2).merit > Point(1.0, 0.9, 0.2).merit
+    assert Point(1.0, 0.9, 0.2).sort_key > Point(0.1, 0.9, 0.3).sort_key
+    assert Point(0.1, 0.9, 0.2).sort_key > Point(1.0, 0.9, 0.2).sort_key
     flat = sweep(lambda strengths: [Point(c, 0.5, 1.0) for c in strengths])
-    assert max(flat, key=lambda point: point.merit).c == pytest.approx(1e-6)
+    assert max(flat, key=lambda point: point.sort_key).c == pytest.approx(1e-6)
 
 
 def test_measured_counts_hits_and_cross_entropy_of_each_strength():
@@ -277,7 +277,7 @@ def test_the_search_answers_as_exact_fits_do_with_fewer_evaluations(monkeypatch)
     for rough, fine in zip(found, exact, strict=True):
         assert abs(rough.accuracy - fine.accuracy) <= 2 / len(held_y)
         assert rough.nll == pytest.approx(fine.nll, rel=2e-2)
-    best, optimum = (max(curve, key=lambda point: point.merit) for curve in (found, exact))
+    best, optimum = (max(curve, key=lambda point: point.sort_key) for curve in (found, exact))
     assert abs(np.log10(best.c / optimum.c)) <= 0.5
 
 

@@ -99,7 +99,7 @@ def test_thresholds_are_fitted_on_val_and_f1_is_reported_on_test(run, capsys):
 def test_a_checkpoint_or_other_prompts_need_a_file_of_their_own(run, capsys, tmp_path):
     checkpoint = run / "checkpoints" / "step-00000004"
     _, said = told(capsys, "eval", checkpoint, "--fit-thresholds", code=2)
-    assert "is not a run, whose folder would take them\n  hint: name a file for them: -o FILE" in said
+    assert "is not a run, so there is no folder for them\n  hint: name a file for them: -o FILE" in said
     _, said = told(capsys, "eval", run, "--fit-thresholds", "--template", "{}", code=2)
     assert "would answer with other weights or prompts" in said
     told(capsys, "eval", checkpoint, "--fit-thresholds", "-o", tmp_path / "t.json", "--json")
@@ -147,8 +147,8 @@ def test_a_file_that_names_no_weights_counts_as_it_did(run, capsys, tmp_path):
     ("words", "said"),
     [
         (("--split", "nowhere"), "has no split 'nowhere'"),
-        (("--html", "p.html"), "--html: does not go with --fit-thresholds"),
-        (("--evaluator", "probe"), "--evaluator: does not go with --fit-thresholds"),
+        (("--html", "p.html"), "--html: cannot be combined with --fit-thresholds"),
+        (("--evaluator", "probe"), "--evaluator: cannot be combined with --fit-thresholds"),
     ],
 )
 def test_a_fit_that_cannot_be_made_is_one_line(run, capsys, words, said):
@@ -190,7 +190,7 @@ def test_a_probe_of_label_sets_answers_with_a_sigmoid(run, capsys, tmp_path):
     assert main(["probe", str(run), "--c", "1"]) == 0
     assert "mAP" in capsys.readouterr().out
     _, said = told(capsys, "probe", run, "--method", "knn", code=2)
-    assert "takes one label a row" in said
+    assert "takes one label per row" in said
 
 
 @pytest.fixture(scope="module")

@@ -97,7 +97,7 @@ def test_class_columns_equal_the_matrix_of_targets(rows, kind, tile, terms, scal
 
 
 def test_more_rows_than_are_copied_at_once():
-    """Sums over answers go in slices of 1,024 rows: class columns may not fall into the slice of the rows."""
+    """Sums over candidates go in slices of 1,024 rows: class columns may not fall into the slice of the rows."""
     n = 1030
     u, v, prompts = unit(n, 0), unit(n, 1), unit(CLASSES, 2)
     labels, share = torch.arange(n)[:, None] % CLASSES, torch.full((n,), 0.5, dtype=torch.float64)

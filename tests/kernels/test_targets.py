@@ -82,7 +82,7 @@ def test_one_label_and_a_text_equal_the_matrix_of_targets(rows, tile, terms, sca
     share = torch.where(labelled, share * shown, 1.0).double()
     target = Target(captions, share, labels[:, None])
     found, excess = check(len(rows), unit(5, seed + 1), index, valid, target, scale, seed, tile=tile, terms=terms)
-    assert abs(found["excess_loss"] - excess) < 1e-12 * (1 + scale), "one label a row: the floor is exact"
+    assert abs(found["excess_loss"] - excess) < 1e-12 * (1 + scale), "one label per row: the floor is exact"
 
 
 SETS = st.tuples(

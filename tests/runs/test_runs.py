@@ -157,7 +157,7 @@ def test_a_model_without_a_training_is_a_line_without_a_remark(runs: Path, capsy
     out = capsys.readouterr().out
     assert [line.split()[:2] for line in out.splitlines()[1:3]] == [["mixed", "model"], ["cut", "damaged"]]
     assert "no training" not in out
-    assert "status.json: damaged" in out  # a fault is told
+    assert "status.json: damaged" in out  # a fault is reported
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300))

@@ -1,4 +1,4 @@
-"""Recipe to the meaning of class names in captions (`data.caption_labels`)."""
+"""Recipe to the handling of class names in captions (`data.caption_labels`)."""
 
 from collections.abc import Sequence
 
@@ -25,7 +25,7 @@ def check_loss(recipe: Recipe, parameter: str, problem: str, otherwise: str = ""
 def build_naming(
     recipe: Recipe, strands: Sequence[Strand], classes: Sequence[ClassName], places: Sequence[ClassPlace]
 ) -> CaptionLabels | None:
-    """Return the reader of class names in captions; None if the recipe gives them no meaning.
+    """Return the reader of class names in captions; None if the recipe ignores them.
 
     Raises UniclError where they cannot have one.
     """

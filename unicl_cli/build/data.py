@@ -63,7 +63,7 @@ class TrainingData(NamedTuple):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Everything that `build_step` is told of the data by name."""
+        """Everything about the data that `build_step` takes, by name."""
 
         def count_classes() -> list[int]:
             counts = [strand.count_classes(len(self.classes)) for strand in self.mix.strands]
@@ -91,13 +91,13 @@ def merged_classes(corpora: Sequence[Corpus]) -> tuple[tuple[ClassName, ...], li
                 raise UniclError(
                     f"{corpus.path}: class '{item.key}' is in {describe_place(item)}, and in an earlier corpus in "
                     f"{describe_place(classes[number])}",
-                    "prepare both with the same groups (for lists by ?group=NAME) or one --taxonomy, or name the two "
-                    "classes apart with ?classes=FILE",
+                    "prepare both with the same groups (for lists by ?group=NAME) or one --taxonomy, or give the two "
+                    "classes different names with ?classes=FILE",
                 )
         maps.append(np.array([union[item.key] for item in corpus.classes], np.int64))
     if (count := len(groups_of(classes))) > MOST_GROUPS:
         raise UniclError(
-            f"data.train: the corpora have {count} groups of classes together; the most are {MOST_GROUPS}",
+            f"data.train: the corpora have {count} groups of classes together; the limit is {MOST_GROUPS}",
             "train on fewer corpora, or prepare them with fewer groups",
         )
     return tuple(classes), maps
@@ -132,13 +132,13 @@ def place_classes(
 
 
 def check_sets(recipe: Recipe, label_sets: LabelSets | None, *, stored: bool) -> None:
-    """Raise UniclError if the recipe's rows have label sets, and its loss takes one label a row.
+    """Raise UniclError if the recipe's rows have label sets, and its loss takes one label per row.
 
     ``stored``: the corpora have them; else they are the classes that captions name.
     """
     if label_sets is not None:
         why = "rows of data.train have" if stored else "data.caption_labels=positive gives rows"
-        check_loss(recipe, "label_sets", f"loss: '{recipe.loss.name}' takes one label a row, and {why} label sets")
+        check_loss(recipe, "label_sets", f"loss: '{recipe.loss.name}' takes one label per row, but {why} label sets")
 
 
 def check_class_order(recipe: Recipe, *, has_sets: bool) -> None:

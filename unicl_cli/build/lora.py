@@ -1,4 +1,4 @@
-"""LoRA with peft: adapters beside the frozen layers of a tower, and their merge into plain weights."""
+"""LoRA with peft: adapters next to the frozen layers of a tower, and their merge into plain weights."""
 
 import importlib.util
 import re

@@ -1,4 +1,4 @@
-"""Checks of the media that rows have beside images, before a model or a loss uses them."""
+"""Checks of the media that rows have besides images, before a model or a loss uses them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -13,8 +13,8 @@ from unicl_cli.evaluator_contracts import MediaKind
 def check_media(step: Step, data: TrainingData, reader: str | None = None) -> None:
     """Raise UniclError if the loss learns from the model's media, and no row of the mix has some of a kind.
 
-    Also if it reads none, and the mix has images without label or text beside a text tower or another ``reader`` of
-    texts (`reader_of`): they would teach nothing.
+    Also if it reads none, and the mix has images without label or text while the model has a text tower or another
+    ``reader`` of texts (`reader_of`): they would teach nothing.
     """
     if not getattr(step.loss, "reads_media", False):
         reader = reader or (HAS_TOWER if getattr(step.model, "text", None) is not None else None)

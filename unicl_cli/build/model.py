@@ -97,7 +97,7 @@ def check_texts(recipe: Recipe, model: nn.Module, loss: nn.Module, own: Tokenize
     """Raise UniclError for options of texts that the loss, or the text tower's ``own`` tokenizer, cannot serve."""
     name, has_heads = recipe.loss.name, getattr(model, "has_kind_heads", False)
     if recipe.data.text_for_labelled == BOTH and not getattr(loss, "two_texts", False):
-        problem = f"data.text_for_labelled=both: the loss '{name}' takes one text a row"
+        problem = f"data.text_for_labelled=both: the loss '{name}' takes one text per row"
         raise UniclError(problem, "set it to prompt, caption or mixed, or use the loss unicl")
     if has_heads and reads_tokens(recipe):
         problem = f"model.heads: the loss '{name}' reads the tokens of texts itself"

@@ -1,4 +1,4 @@
-"""The check that the batches of a training have rows to tell apart."""
+"""The check that the batches of a training have negatives."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,11 +10,11 @@ from unicl_cli.evaluator_contracts import RowSets
 from unicl_cli.recipe.schema import Recipe
 
 TRIED_BATCHES = 20
-"""Batches that are looked at before a training for rows to tell apart."""
+"""Batches that are checked for negatives before a training."""
 
 
 def check_negatives(recipe: Recipe, data: TrainingData) -> list[str]:
-    """Return a warning about batches without a negative, whose rows the loss cannot tell apart.
+    """Return a warning about batches without a negative, whose rows the loss cannot distinguish.
 
     Raises UniclError if none of the first batches has a negative: the value of a contrastive loss is then always 0.
     """

@@ -35,7 +35,7 @@ WARMUP, LONGEST_WARMUP = 0.1, 2000
 HIGH = 1e-4
 """AdamW's learning rate above which trained weights are usually lost."""
 STALE, FRESH = 0.05, 0.01
-"""The share of the first weights in a finished average that is told, and that of the decay which is proposed."""
+"""Share of the start weights in a finished average above which there is a warning, and that of the suggested decay."""
 
 
 def recipe_warnings(recipe: Recipe, data: TrainingData) -> list[str]:

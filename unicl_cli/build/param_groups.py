@@ -47,7 +47,7 @@ def name_towers(model: nn.Module, options: Mapping[str, Any]) -> None:
 def keys_of(options: Mapping[str, Any], at: str) -> Iterator[tuple[int, str]]:
     """Yield (id of a Tuning, key of its tower).
 
-    Towers with the default may share one Tuning and so one key; no error ever names it.
+    Towers with the default may share one Tuning and so one key; no error ever names such a key.
     """
     for name, value in options.items():
         key = f"{at}.{name}"

@@ -16,7 +16,7 @@ LOG = logging.getLogger("unicl_cli")
 COMPUTE = "Compute"
 OUTPUT = "Output"
 _SLASHES = tuple(slash for slash in (os.sep, os.altsep) if slash)
-"""Panels of `--help` that every command with many options has, beside its own."""
+"""Panels of `--help` that every command with many options has, besides its own."""
 
 
 def examples(*lines: str) -> str:
@@ -121,14 +121,12 @@ Data = Annotated[
         "--data", metavar="CORPUS", help="Corpus to measure on; may be repeated. Default: those of the recipe."
     ),
 ]
-Split = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Split to measure on. Default: test, or val without one.")
-]
+Split = Annotated[str | None, typer.Option(metavar="NAME", help="Split to measure on. Default: test, else val.")]
 Candidates = Annotated[
     str,
     typer.Option(
         metavar="CLASSES",
-        help="Classes that may be answered: all (of the corpus and the model), corpus, a,b,c or @FILE.",
+        help="Classes to choose from: all (of the corpus and the model), corpus, a,b,c or @FILE.",
     ),
 ]
 Template = Annotated[

@@ -1,4 +1,4 @@
-"""`unicl bench KIND`: speed and memory, alone or beside open_clip."""
+"""`unicl bench KIND`: speed and memory, alone or next to open_clip."""
 
 import sys
 from functools import partial
@@ -57,7 +57,7 @@ def bench(
         int | None, typer.Option(min=1, metavar="N", help="Runs of each row. Default: 3 to 7, by kind.")
     ] = None,
     threads: Annotated[
-        int, typer.Option(min=1, metavar="N", help="CPU threads of a process.", rich_help_panel=CASES)
+        int, typer.Option(min=1, metavar="N", help="CPU threads per process.", rich_help_panel=CASES)
     ] = 1,
     devices: Annotated[
         str,
@@ -112,7 +112,7 @@ def bench(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure speed and memory. What is compared takes turns in one process, after a check that the results agree."""
+    """Measure speed and memory. Variants alternate in one process, after a check that their results agree."""
     from unicl_cli.jobs.bench.kinds import Request, check_request, parse_counts
 
     if kind is None:

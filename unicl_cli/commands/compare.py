@@ -1,4 +1,4 @@
-"""`unicl compare MODEL MODEL`: figures of models on the same rows, with intervals and paired tests."""
+"""`unicl compare MODEL MODEL`: metrics of models on the same rows, with intervals and paired tests."""
 
 from pathlib import Path
 from typing import Annotated, Any

@@ -79,7 +79,7 @@ def complete_kinds(incomplete: str) -> list[str]:
 
 
 def complete_parts(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return the names of the parts of the kind that stands before."""
+    """Return the names of the parts of the preceding kind."""
     kind = str(ctx.params.get("kind"))
     return starting_with(registry.names(kind) if kind in registry.KINDS else (), incomplete)
 

@@ -182,10 +182,10 @@ def no_predictions_error(file: Path, document: dict[str, Any]) -> UniclError:
 
 
 def check_only_fit(given: dict[str, Any]) -> None:
-    """Raise UniclError for an option of an evaluation beside --fit-thresholds, which makes none."""
+    """Raise UniclError for an evaluation option given with --fit-thresholds, which does not evaluate."""
     for option, value in given.items():
         if value:
-            raise UniclError(f"{option}: does not go with --fit-thresholds", "leave one of them out")
+            raise UniclError(f"{option}: cannot be combined with --fit-thresholds", "leave one of them out")
 
 
 def fit_and_write(
@@ -218,7 +218,9 @@ def fit_and_write(
     is_plain = not template and not raw_weights
     place = out or (thresholds_place(choose_model(model)) if is_plain else None)
     if place is None:
-        why = "is not a run, whose folder would take them" if is_plain else "would answer with other weights or prompts"
+        why = (
+            "is not a run, so there is no folder for them" if is_plain else "would answer with other weights or prompts"
+        )
         raise UniclError(f"--fit-thresholds: {choose_model(model)} {why}", "name a file for them: -o FILE")
 
     weights = hash_weights(choose_model(model), raw_weights=raw_weights)

@@ -42,17 +42,17 @@ def export_corpus(
     shard_mb: Annotated[int, typer.Option("--shard-mb", min=1, metavar="N", help="Size of a file, in MB.")] = 256,
     licence: Annotated[
         str | None,
-        typer.Option("--license", metavar="ID", help="Licence on the card of hf, as the hub spells it: cc-by-4.0."),
+        typer.Option("--license", metavar="ID", help="Licence on the card (hf), as the hub spells it: cc-by-4.0."),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Write a corpus in the layout of another tool.
 
-    webdataset: tars of images, texts, labels and JSON, and the command by
-    which open_clip trains from them. hf: Parquet files and a card, which
-    load_dataset reads and the hub takes. After an interruption, run the same
-    command again to continue.
+    webdataset: tars of images, texts, labels and JSON, with the command that
+    trains open_clip on them. hf: Parquet files and a card, for load_dataset
+    and for the hub. After an interruption, run the same command again to
+    continue.
     """
     del quiet
     check_encoding(CORPUS=[corpus], **{"-o": [str(out)]})

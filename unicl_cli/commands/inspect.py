@@ -26,7 +26,7 @@ def inspect(
         str, typer.Argument(metavar="PATH", help="A corpus, a run or a checkpoint; with --batch also a recipe.")
     ],
     split: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Split of a corpus. Default: train, or the first without one.")
+        str | None, typer.Option(metavar="NAME", help="Split of a corpus. Default: train, else the first.")
     ] = None,
     tokenizer: Annotated[
         str,

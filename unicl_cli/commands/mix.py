@@ -48,7 +48,7 @@ def mix(
     ] = None,
     data: Data = None,
     split: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Split to measure on. Default: val, or test without one.")
+        str | None, typer.Option(metavar="NAME", help="Split to measure on. Default: val, else test.")
     ] = None,
     batch: Batch = 128,
     devices: Devices = "auto",

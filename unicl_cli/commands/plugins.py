@@ -20,7 +20,7 @@ from unicl_cli.storage.json_output import format_json, print_json
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    help="List the parts that recipes can name, and what they take.",
+    help="List the parts that recipes can name, with their options.",
     epilog=examples("unicl plugins ls", "unicl plugins show losses unicl"),
 )
 TOWER = (
@@ -118,7 +118,7 @@ def show(
     ],
     as_json: Json = False,
 ) -> None:
-    """Show the origin, the purpose, the options and the use of a part."""
+    """Show a part's origin, purpose, options and use."""
     entry = registry.find(_check_kind(kind), name)
     part = registry.get(kind, name)
     about, place, options = _describe_command(part) if kind == "commands" else _describe_factory(part, kind, name)
@@ -165,14 +165,14 @@ def _describe_command(part: Any) -> tuple[str | None, str | None, list[Option]]:
 
 def _describe_option(item: inspect.Parameter, hint: Any) -> Option:
     """Return a parameter of a command, spelt as on the command line."""
-    told: Any = next(iter(getattr(hint, "__metadata__", ())), None)
+    info: Any = next(iter(getattr(hint, "__metadata__", ())), None)
     kebab = item.name.replace("_", "-")
     spelt = f"--{kebab}" if item.default is not item.empty else kebab.upper()
-    if isinstance(told, ArgumentInfo):
+    if isinstance(info, ArgumentInfo):
         spelt = kebab.upper()
-    elif told is not None and isinstance(
-        told.default, str
+    elif info is not None and isinstance(
+        info.default, str
     ):  # in Annotated, typer takes the first spelling for a default
-        spelt = ", ".join((told.default, *told.param_decls))
+        spelt = ", ".join((info.default, *info.param_decls))
     default = str(item.default) if isinstance(item.default, Path) else item.default
-    return Option(spelt, type_text(hint), default, getattr(told, "help", None))
+    return Option(spelt, type_text(hint), default, getattr(info, "help", None))

@@ -97,7 +97,7 @@ def prepare(
             min=0,
             max=0.9,
             metavar="F",
-            help="Share of the images of sources with only 'train' that becomes 'val'. Default: 0.05.",
+            help="Share of images moved to 'val', in sources with only 'train'. Default: 0.05.",
             rich_help_panel=ROWS,
         ),
     ] = None,
@@ -166,7 +166,7 @@ def prepare(
         str,
         typer.Option(
             metavar="local|ray",
-            help="Run on the processes of this machine, or on Ray: one machine or a cluster.",
+            help="Run in processes of this machine, or on Ray (one machine or a cluster).",
             rich_help_panel=COMPUTE,
             autocompletion=one_of("local", "ray"),
         ),
@@ -187,7 +187,7 @@ def prepare(
         bool,
         typer.Option(
             "--retry-failed",
-            help="Ask again for the URLs of a finished corpus that gave no image for a reason that can pass.",
+            help="Request again the URLs of a finished corpus that failed for a temporary reason.",
             rich_help_panel=DOWNLOAD,
         ),
     ] = False,
@@ -216,7 +216,7 @@ def prepare(
         bool,
         typer.Option(
             "--allow-version-mix",
-            help="Continue although library versions have changed since the start.",
+            help="Continue even if library versions have changed since the start.",
             rich_help_panel=COMPUTE,
         ),
     ] = False,
@@ -239,7 +239,7 @@ def prepare(
     repair: Annotated[
         bool,
         typer.Option(
-            "--repair", help="Write the damaged shards of the corpus in DIR again (without SRC).", rich_help_panel=TASKS
+            "--repair", help="Rebuild the damaged shards of the corpus in DIR (without SRC).", rich_help_panel=TASKS
         ),
     ] = False,
     list_known: Annotated[
@@ -252,7 +252,7 @@ def prepare(
     """Check, clean and pack images with labels and captions into a corpus.
 
     SRC is a folder; a CSV, TSV, JSONL or Parquet list of files or URLs; a data
-    set of the hub (hf:org/name); or a name of --list (imagenet, gcc3m).
+    set of the hub (hf:org/name); or a name that --list shows (imagenet, gcc3m).
     Options follow a question mark: 'captions.tsv?image=file&caption=title'.
     After an interruption, run the same command again to continue.
     """
@@ -280,10 +280,10 @@ def prepare(
         from unicl_cli.data.fetch import Fetcher
         from unicl_cli.jobs.prepare import estimate
         from unicl_cli.jobs.prepare import prepare as job
-        from unicl_cli.jobs.prepare.download import Downloads
         from unicl_cli.jobs.prepare.engines.choice import EngineChoice
+        from unicl_cli.jobs.prepare.plan.request import PrepareOptions, PrepareRequest
         from unicl_cli.jobs.prepare.repair import run_repair, run_verify
-        from unicl_cli.jobs.prepare.request import PrepareOptions, PrepareRequest
+        from unicl_cli.jobs.prepare.shards.download import Downloads
 
         options = PrepareOptions(
             templates=templates,

@@ -54,7 +54,7 @@ def probe(
         typer.Option("--data", metavar="CORPUS", help="Corpus to fit and test on. Default: that of the recipe."),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Split to test on. Default: test, or val without one.")
+        str | None, typer.Option(metavar="NAME", help="Split to test on. Default: test, else val.")
     ] = None,
     method: Annotated[
         Method,
@@ -63,7 +63,7 @@ def probe(
     features: Annotated[
         FeaturePoint,
         typer.Option(
-            help="Features: output of the image tower (pre), or after the projection (post).",
+            help="Features before (pre) or after (post) the projection.",
             rich_help_panel=CLASSIFIER,
         ),
     ] = FeaturePoint.pre,
@@ -78,7 +78,8 @@ def probe(
         typer.Option(
             "--c",
             metavar="C",
-            help="Quick mode: one fit at this C (scikit-learn's: larger fits closer). Default: search for the best C.",
+            help="Quick mode: one fit at this C (scikit-learn's: larger means less regularisation). "
+            "Default: search for the best C.",
             rich_help_panel=CLASSIFIER,
         ),
     ] = None,
@@ -107,7 +108,7 @@ def probe(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fit a simple classifier on frozen features. Its one setting is chosen on validation data alone."""
+    """Fit a simple classifier on frozen features. Its hyperparameter is chosen on validation data alone."""
     from unicl_cli.commands.output import (
         check_before_loading,
         check_splits,

@@ -121,7 +121,7 @@ def cp(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Copy a recipe to a file to edit: all that it sets and the common keys, each with a comment."""
+    """Copy a recipe to a file for editing: the keys that it sets and the common ones, each with a comment."""
     from unicl_cli.commands.output import check_outputs
     from unicl_cli.recipe.annotate import annotate
     from unicl_cli.recipe.layers import find_recipe

@@ -1,4 +1,4 @@
-"""`unicl runs`: a table of the runs in a folder, or the story of one."""
+"""`unicl runs`: a table of the runs in a folder, or the course of one."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,7 @@ from unicl_cli.storage.json_output import print_json
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    help="List the trainings of a folder, or show one.",
+    help="List the training runs of a folder, or show one.",
     epilog=examples("unicl runs ls", "unicl runs show runs/first"),
 )
 

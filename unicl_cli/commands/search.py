@@ -37,9 +37,7 @@ def search(
     data: Annotated[
         str | None, typer.Option("--data", metavar="CORPUS", help="Corpus to search. Default: the recipe's first.")
     ] = None,
-    split: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Split to search. Default: test, or val without one.")
-    ] = None,
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="Split to search. Default: test, else val.")] = None,
     of: Annotated[
         str, typer.Option("--of", metavar="KIND", help="Items to find: image, text, or a kind of media, such as audio.")
     ] = "image",

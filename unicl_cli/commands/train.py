@@ -1,4 +1,4 @@
-"""`unicl train RECIPE`: a new training, or the rest of an interrupted one."""
+"""`unicl train RECIPE`: a new training, or the continuation of an interrupted one."""
 
 import os
 import sys
@@ -101,7 +101,7 @@ def train(
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="With --dry-run: show what fits a card of this memory, such as 24GiB or 24GB (24 means GiB).",
+            help="With --dry-run: show what fits a GPU with this memory, such as 24GiB or 24GB (24 means GiB).",
             rich_help_panel=PLAN,
         ),
     ] = None,
@@ -116,7 +116,7 @@ def train(
     ] = None,
     node_rank: Annotated[
         int | None,
-        typer.Option(min=0, metavar="N", help="Number of this machine, from 0.", rich_help_panel=MACHINES),
+        typer.Option(min=0, metavar="N", help="Index of this machine, from 0.", rich_help_panel=MACHINES),
     ] = None,
     rdzv: Annotated[
         str | None,
@@ -143,7 +143,7 @@ def train(
     ] = 0,
     requeue: Annotated[
         bool,
-        typer.Option("--requeue", help="Put the SLURM job back into the queue on SIGUSR1.", rich_help_panel=MACHINES),
+        typer.Option("--requeue", help="Requeue the SLURM job on SIGUSR1.", rich_help_panel=MACHINES),
     ] = False,
     json_: Json = False,
     quiet: Quiet = False,
@@ -177,7 +177,7 @@ def train(
     check_run_dir(run)
     check_sources(checked, run)
     if not dry_run and is_finished(checked, run) and resume == "auto":
-        print_run(run, beside=is_beside(node_rank, launch), as_json=json_, note="already finished")
+        print_run(run, is_other=is_other_process(node_rank, launch), as_json=json_, note="already finished")
         return
     if not dry_run and not is_worker():
         show_opening(checked, run)
@@ -201,7 +201,7 @@ def train(
         train(checked, run, request, stop, source=recipe, overrides=changes)
 
     show_end(checked, run, time_work(work))
-    print_run(run, beside=is_peer(), as_json=json_)
+    print_run(run, is_other=is_peer(), as_json=json_)
 
 
 def collect_changes(
@@ -233,8 +233,8 @@ def check_sources(recipe: "Recipe", run: Path) -> None:
         locate_model(recipe.model.init)
 
 
-def is_beside(node_rank: int | None, launch: str) -> bool:
-    """Return True in a process beside the first one of a training, before it has joined the others."""
+def is_other_process(node_rank: int | None, launch: str) -> bool:
+    """Return True in a process other than the first one of a training, before it has joined the others."""
     from unicl_cli.launch.process import is_peer
     from unicl_cli.launch.slurm import is_other_task
 
@@ -245,7 +245,7 @@ def show_opening(recipe: "Recipe", run: Path) -> None:
     """Show the run directory and the data before torch is imported, which takes seconds."""
     from unicl_cli.jobs.train.announce import opening_lines
 
-    tell(opening_lines(recipe, run))
+    write_unless_quiet(opening_lines(recipe, run))
 
 
 def time_work(work: Callable[[], None]) -> float:
@@ -258,15 +258,15 @@ def time_work(work: Callable[[], None]) -> float:
 
 
 def show_end(recipe: "Recipe", run: Path, seconds: float) -> None:
-    """Show the figures of a finished run and the next command, from the first process."""
+    """Show the metrics of a finished run and the next command, from the first process."""
     from unicl_cli.jobs.train.announce import closing_lines
     from unicl_cli.launch.process import is_peer
 
     if not is_peer():
-        tell(closing_lines(recipe, run, seconds))
+        write_unless_quiet(closing_lines(recipe, run, seconds))
 
 
-def tell(lines: list[str]) -> None:
+def write_unless_quiet(lines: list[str]) -> None:
     """Write lines on stderr, unless --quiet was given."""
     if not is_quiet():
         for line in lines:
@@ -280,9 +280,9 @@ def check_no_plan_options(**given: bool) -> None:
             raise UniclError(f"--{name} works only with --dry-run", f"add --dry-run, or remove --{name}")
 
 
-def print_run(run: Path, *, beside: bool, as_json: bool, note: str = "") -> None:
-    """Print the directory of the run; a process ``beside`` the first one prints nothing."""
-    if beside:
+def print_run(run: Path, *, is_other: bool, as_json: bool, note: str = "") -> None:
+    """Print the directory of the run; a process other than the first (``is_other``) prints nothing."""
+    if is_other:
         return
     if note:
         write_line(f"{run}: {note}")

@@ -119,7 +119,7 @@ def zeroshot(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Answer at this rank of a taxonomy, with the probabilities of all classes below.",
+            help="Choose among the classes of this rank of a taxonomy; each sums up the leaves below it.",
             rich_help_panel=ANSWERS,
         ),
     ] = None,
@@ -266,7 +266,7 @@ def check_threshold(threshold: float | None, *, is_multi: bool) -> None:
 
 
 def check_multi(thresholds: Path | None, single: dict[str, bool], *, is_on: bool) -> None:
-    """Raise UniclError for options of single answers beside --multi, and for its own without it."""
+    """Raise UniclError for single-answer options given with --multi, and for its own options without it."""
     refused = [option for option, is_given in single.items() if is_given]
     if is_on and refused:
         raise UniclError(

@@ -1,4 +1,4 @@
-"""Checkpoints: weights, optimizer state and step, in files that are whole or absent and equal for any world size."""
+"""Checkpoints: weights, optimizer state and step, written atomically, and the same files for any world size."""
 
 import json
 import os
@@ -88,8 +88,8 @@ def save(
 ) -> Path:
     """Write ``root/step-00000100`` for ``facts["step"] == 100`` and point ``root/latest`` at it; all ranks call it.
 
-    Every file is synced before the folder gets its name, so a cut at any moment leaves the last checkpoint usable.
-    ``average``: the moving average of the weights, by name.
+    Every file is synced before the folder gets its name, so an interruption at any moment leaves the last checkpoint
+    usable. ``average``: the moving average of the weights, by name.
     """
     files = state_of(module, optimizer, average, copy=False)
     problem: OSError | SafetensorError | None = None
@@ -207,7 +207,9 @@ def load_optimizer(module: nn.Module, optimizer: Any, path: Path) -> None:
         name, _, field = key.rpartition("/")
         parameter = parameters.get(name)
         if parameter is None or (value.ndim == parameter.ndim and value.ndim and value.shape != parameter.shape):
-            raise UniclError(f"{path}: {key} is of no parameter here", "use the recipe that it was trained with")
+            raise UniclError(
+                f"{path}: {key} belongs to no parameter of this model", "use the recipe that it was trained with"
+            )
         if value.ndim:
             value = shard_like(value.to(parameter.device), parameter)
         if value.shape == parameter.shape and value.stride() != parameter.stride():  # else updates run one by one

@@ -123,7 +123,7 @@ def has_sizes(folder: Path) -> bool:
 def _read_listing(folder: Path) -> dict[str, tuple[int, str]]:
     facts = read_document(folder / TRAINER, CheckpointFacts, _HINT)
     if _NAME.fullmatch(folder.name) and step_of(folder) != facts.step:
-        raise UniclError(f"{folder / TRAINER}: damaged: is of step {facts.step}", _HINT)
+        raise UniclError(f"{folder / TRAINER}: damaged: says step {facts.step}", _HINT)
     return facts.files
 
 
@@ -148,10 +148,10 @@ def read_facts(folder: Path, model: type[CheckpointFacts] = CheckpointFacts) -> 
 
 
 def prune(root: Path, keep: int, keep_every: int | None = None) -> list[str]:
-    """Delete all but the newest ``keep`` checkpoints, and what dead runs left half written; return warnings.
+    """Delete all but the newest ``keep`` checkpoints, and the unfinished files of killed runs; return warnings.
 
     Keep what ``latest`` or ``best`` names, and every step that is a multiple of ``keep_every``. A link, and a
-    checkpoint beside which somebody has put a file, is neither deleted nor counted.
+    checkpoint that also holds other files, is neither deleted nor counted.
     """
     remove_leftovers(root)
     named = {read_pointer(root / name) for name in (LATEST, BEST)}
@@ -168,7 +168,7 @@ def _is_lasting(folder: Path, keep_every: int | None) -> bool:
 
 
 def delete(folders: list[Path]) -> list[str]:
-    """Delete checkpoints that are unicl's own; return a warning for each that resists: no training ends by it."""
+    """Delete checkpoints of unicl; return a warning for each that cannot be deleted: this ends no training."""
     failed: list[str] = []
     for folder in folders:
         try:

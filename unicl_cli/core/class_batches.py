@@ -11,10 +11,10 @@ from unicl_cli.core.sampler import Ints, Mixture, Permutation
 class ClassBatches:
     """Batches of ``classes`` different classes with ``rows`` rows of each (Hermans et al., arXiv:1703.07737, sec. 2).
 
-    A pass over the classes is cut into batches; those that would not fill the last one sit out, other ones each time.
-    In pass p a class gives the p-th share of its rows: its rows, in another order each time, cut into shares. Of a
-    class with fewer rows than that, each is drawn equally often, up to one. ``labels`` are int64 (n,) for each stream;
-    rows with a label below 0 are never drawn.
+    A pass over the classes, in a new order each time, is cut into batches; the classes that would not fill the last
+    batch are left out. A class draws its rows in passes, too, each in a new order: ``rows`` of them in each pass over
+    the classes. The rows of a class with fewer rows are each drawn equally often, up to one. ``labels`` are int64 (n,)
+    for each stream; rows with a label below 0 are never drawn.
     """
 
     def __init__(self, labels: Sequence[Ints], classes: int, rows: int, seed: int) -> None:
@@ -67,8 +67,8 @@ class ClassBatches:
         return self.members[self.starts[c] + places].astype(np.int64)
 
 
-class SideBySide:
-    """Batches of classes with the batches of a mixture beside them (None: alone), in random places of one batch."""
+class JoinedBatches:
+    """Batches of classes joined with the batches of a mixture (None: alone), in random order within a batch."""
 
     def __init__(self, classes: ClassBatches, others: Mixture | None, seed: int) -> None:
         self.classes, self.seed = classes, seed

@@ -54,7 +54,7 @@ def find_hierarchy_fault(classes: Sequence[tuple[str, str, str]]) -> str | None:
     """
     groups = {key: group for key, group, _ in classes}
     if (count := len(set(groups.values()))) > MOST_GROUPS:
-        return f"has {count} groups of classes; the most are {MOST_GROUPS}"
+        return f"has {count} groups of classes; the limit is {MOST_GROUPS}"
     parents = {key: parent for key, _, parent in classes}
     sound = {""}
     for first in parents:
@@ -77,7 +77,7 @@ def _find_repeated_rank(key: str, groups: Mapping[str, str], parents: Mapping[st
     upper = parents[key]
     while upper:
         if groups[upper] in met:
-            return f"class '{upper}' and a class below it have one group, '{groups[upper]}'"
+            return f"class '{upper}' and a class below it have the same group, '{groups[upper]}'"
         met.add(groups[upper])
         upper = parents[upper]
     return None
@@ -86,7 +86,7 @@ def _find_repeated_rank(key: str, groups: Mapping[str, str], parents: Mapping[st
 def ancestors_of(classes: Sequence[ClassName]) -> tuple[tuple[int, ...], ...]:
     """Return for each class its own number and those of the classes above it.
 
-    A root that all classes share is left out, of its own too: it tells nothing apart.
+    A root that all classes share is left out, also for itself: it distinguishes nothing.
     """
     parents = find_parents(classes)
     roots = [number for number, parent in enumerate(parents) if parent == NO_PARENT]

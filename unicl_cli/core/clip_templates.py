@@ -86,7 +86,7 @@ CLIP80 = (
     "a photo of a small {}.",
     "a tattoo of the {}.",
 )
-"""The 80 that the paper's figures use."""
+"""The 80 that the paper's results use."""
 CLIP7 = (
     "itap of a {}.",
     "a bad photo of the {}.",

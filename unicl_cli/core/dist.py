@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FAKE = "torch.testing._internal.distributed.fake_pg"
 """Registers the backend `fake`: a process group without the other processes."""
-# torch 2.14 warns of the older names, which are all that torch 2.11 has
+# torch 2.14 warns of the older names, which are all that torch 2.12 has
 _all_gather: Any = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or getattr(dist, "reduce_scatter_tensor", None)
 

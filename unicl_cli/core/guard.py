@@ -1,4 +1,4 @@
-"""Signs of a run in trouble: skipped updates, spikes, a logit scale that sticks; the history is saved with the run."""
+"""Guards against divergence: skipped updates, spikes, a stuck logit scale; their history is saved with the run."""
 
 import math
 import statistics
@@ -12,15 +12,15 @@ from unicl_cli.errors import UniclError
 from unicl_cli.storage.documents import Document, StepCount
 
 WINDOW = 10_000
-"""Steps of which only a share may be bad."""
+"""Window of steps of which only a share may be bad."""
 RECENT, FIRST = 200, 20
-"""Logged values that the median is of, and those it needs before it means anything."""
+"""Number of logged values in the median, and the least number for it to count."""
 IN_A_ROW = 3
-"""Values above the limit that make a spike."""
+"""Consecutive values above the limit that make a spike."""
 CAPPED_STEPS = 1_000
-"""Steps at its cap after which the logit scale is warned of."""
+"""Steps at its cap after which there is a warning about the logit scale."""
 LOW_SCALE = 5.0
-"""Logit scale below which a run is warned of, once it has been above."""
+"""Logit scale below which there is a warning, once it has been above."""
 HINT = "lower optim.lr or lengthen schedule.warmup; the last checkpoint is from before"
 
 
@@ -158,7 +158,7 @@ class ScaleWatch:
         self.cap, self.warmup = cap, warmup
         self.capped_since: int | None = None
         self.was_high = False
-        self.told: list[str] = []
+        self.reported: list[str] = []
 
     def add(self, step: int, value: float) -> str | None:
         """Add a value; return a warning, or None."""
@@ -176,29 +176,29 @@ class ScaleWatch:
 
     def once(self, name: str, fact: str) -> str | None:
         """Return ``fact`` the first time, None ever after."""
-        if name in self.told:
+        if name in self.reported:
             return None
-        self.told.append(name)
+        self.reported.append(name)
         return fact
 
     def state(self) -> dict[str, Any]:
         """Return the state for a checkpoint, as JSON."""
-        return {"capped_since": self.capped_since, "was_high": self.was_high, "told": list(self.told)}
+        return {"capped_since": self.capped_since, "was_high": self.was_high, "told": list(self.reported)}
 
     def load(self, state: Mapping[str, Any]) -> None:
         self.capped_since, self.was_high = state["capped_since"], bool(state["was_high"])
-        self.told = list(state["told"])
+        self.reported = list(state["told"])
 
 
 class Spike(NamedTuple):
-    """A figure far above its usual values: the words to say, and the last logged step before it rose."""
+    """A metric far above its usual values: the message, and the last logged step before it rose."""
 
     words: str
     calm_step: int
 
 
 class Figures:
-    """The history of the logged figures that are watched: loss, gradient norm, logit scale."""
+    """The history of the logged metrics that are watched: loss, gradient norm, logit scale."""
 
     SPIKING: Mapping[str, str] = {"loss": "loss", "grad_norm": "gradient norm"}
 
@@ -229,7 +229,7 @@ class Figures:
 
 
 class DivergenceGuard:
-    """All that a run knows of its troubles: bad steps, the history of its figures, the number of rollbacks."""
+    """The guards of a run: bad steps, the history of its metrics, the number of rollbacks."""
 
     def __init__(self, bad: BadSteps, figures: Figures) -> None:
         self.bad, self.figures = bad, figures

@@ -12,7 +12,7 @@ H = TypeVar("H", bound=Callable[..., Any])
 
 
 class PixelsNeeded(UniclError, AttributeError):  # noqa: N818 - the image cache is off where a probe meets it
-    """Something beside ``encode_image`` uses the images of a batch that has only what the image tower gave for them.
+    """Code other than ``encode_image`` uses the images of a batch that holds only the image tower's outputs.
 
     It is an AttributeError too, so that ``hasattr`` says False.
     """

@@ -10,7 +10,7 @@ from unicl_cli.core.batch_columns import KNOWN, LABEL_SET, NAMED, SHOWN
 from unicl_cli.core.image_cache import reads_no_images
 
 MOST_NAMED = 8
-"""The most classes that a caption names; one that names more counts as a list of words that names none."""
+"""Maximum number of classes that a caption names; one that names more counts as a list of words that names none."""
 
 
 def pad_labels(rows: Sequence[Sequence[int]], width: int) -> Tensor:

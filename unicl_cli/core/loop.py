@@ -61,15 +61,13 @@ class Step(nn.Module):
 
 
 class Plan(NamedTuple):
-    """The numbers of a training, and what its job does along the way.
+    """The settings of the training loop, and its callbacks.
 
-    ``lr(n)``: the learning rate of update n (0 is the first).
-    ``describe(batch)``: more figures of a batch to log.
-    ``each(n, batch)``: called after every step with the number of completed steps.
-    ``due(n)``: True if ``after`` has work once n steps are completed; None means always.
-    ``save()``: True if this rank asks for ``after`` although it is not due.
-    ``guard``: counts bad steps, over several calls of `fit`.
-    ``ahead``: let the host queue a step before it knows how the last one ended; None means on a GPU.
+    ``lr(n)``: the learning rate of update n (0 is the first). ``describe(batch)``: more metrics of a batch to log.
+    ``each(n, batch)``: called after every step with the number of completed steps. ``due(n)``: True if ``after`` has
+    work once n steps are completed; None means always. ``save()``: True if this rank asks for ``after`` although it is
+    not due. ``guard``: counts bad steps, over several calls of `fit`. ``ahead``: let the host queue a step before it
+    knows how the last one ended; None means on a GPU.
     """
 
     steps: int
@@ -155,7 +153,7 @@ class Pace:
         self.images += images
 
     def figures(self, step: int) -> dict[str, float]:
-        """Return this rank's figures since the last line; ``eta_s`` only after 20 steps."""
+        """Return this rank's metrics since the last line; ``eta_s`` only after 20 steps."""
         values = {"img_s": self.images / max(self.spent, 1e-9), "data_frac": self.waited / max(self.spent, 1e-9)}
         values["mem_gb"] = memory_used(self.device) / 1e9
         if len(self.recent) >= 20:
@@ -228,7 +226,7 @@ def fit(
 
 
 def log_step(sink: Sink, one: Finished, batch: Any, plan: Plan, pace: Pace) -> None:
-    """Log the line of a step; of an earlier one without the figures of ``batch`` and ``pace``. All ranks call it."""
+    """Log the line of a step; of an earlier one without the metrics of ``batch`` and ``pace``. All ranks call it."""
     facts, figures = {}, {}
     if one.is_current:
         facts = plan.describe(batch) if plan.describe is not None else {}

@@ -23,7 +23,7 @@ FULL = (
     *("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "could not create a primitive"),
     "Resource temporarily unavailable",
 )
-"""Words of errors that have no class of their own: allocators of CPUs and Apple chips, oneDNN, new threads."""
+"""Words of errors that have no dedicated exception class: allocators of CPUs and Apple chips, oneDNN, new threads."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""Prefetching: batches are made in a thread and copied to the device while an earlier step runs."""
+"""Prefetching: a thread makes batches and copies them to the device while an earlier step runs."""
 
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -54,7 +54,7 @@ def prefetch(items: Iterator[T], depth: int = 1) -> Generator[T]:
 
 
 def stop_thread(thread: Thread, ready: "Queue[Any]") -> None:
-    """Wait until a thread that was told to stop has finished its item; leave it behind if that takes too long."""
+    """Wait until a stopping thread has finished its item; abandon it if that takes too long."""
     until = time.monotonic() + PATIENCE
     while thread.is_alive() and time.monotonic() < until:
         with suppress(Empty):

@@ -1,4 +1,4 @@
-"""The beginning of prompts in tokens: a token of their own, and marks that tell a model which texts are prompts."""
+"""The start token of prompts, and marks by which a model knows which texts are prompts."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from unicl_cli.tower_contracts import Tokenizer
 
 
 def start_prompts(tokens: Tensor, tokenizer: Tokenizer | None, rows: Tensor | slice = slice(None)) -> Tensor:
-    """Begin ``rows`` of tokens, int64 (n, L), in place as the model of the tokenizer learns prompts; return all."""
+    """Replace the start token of ``rows`` of tokens, int64 (n, L), by that of prompts, in place; return all tokens."""
     if (first := getattr(tokenizer, "prompt_token", None)) is not None:
         tokens[rows, 0] = first
     if getattr(tokenizer, "marks_prompts", False):

@@ -144,7 +144,7 @@ class BalancedStream(Stream):
 
 
 class RepeatedOrder(BlockOrder):
-    """The block order of a table in which row i stands ``repeats[i]`` times."""
+    """The block order of a table in which row i appears ``repeats[i]`` times."""
 
     def __init__(self, group_sizes: Ints, repeats: Ints, seed: str) -> None:
         sizes = np.add.reduceat(repeats, np.cumsum(group_sizes) - group_sizes)
@@ -222,7 +222,7 @@ class Order(Protocol):
 
 
 class Alternation:
-    """Two orders that take whole steps in turn: ``first`` takes the share ``part`` of the steps, evenly spread."""
+    """Two orders that alternate by whole steps: ``first`` takes the share ``part`` of the steps, evenly spread."""
 
     def __init__(self, first: Order, second: Order, part: Fraction) -> None:
         self.first, self.second, self.part = first, second, part

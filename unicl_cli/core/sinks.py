@@ -1,4 +1,4 @@
-"""Sinks for the figures of a training: metrics.jsonl, the terminal, status.json."""
+"""Sinks for the metrics of a training: metrics.jsonl, the terminal, status.json."""
 
 import contextlib
 import json
@@ -14,14 +14,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from unicl_cli.contracts import Sink
-from unicl_cli.errors import UniclError, escape_control, is_live
+from unicl_cli.errors import LINE_SECONDS, UniclError, escape_control, is_live
 from unicl_cli.formats import byte_size, fit_parts, format_duration, format_share
 from unicl_cli.storage.files import write_atomic
 from unicl_cli.storage.json_lines import MetricLine, read_lines
 
 STATUS_SECONDS = 15
-LINE_SECONDS = 30
-"""Off a terminal, a line at most this often."""
 BAR_COLUMNS, SHARE_COLUMNS = 10, 4
 
 
@@ -71,7 +69,7 @@ def explain_write_errors(path: Path) -> Generator[None]:
 class JsonlSink:
     """One flat JSON object per line; values that are not finite are null. Lines after step ``start`` are dropped first.
 
-    A run that was cut after its last checkpoint repeats steps, and no step may be listed twice.
+    A run that was interrupted after its last checkpoint repeats steps, and no step may be listed twice.
     """
 
     def __init__(self, path: Path, start: int) -> None:

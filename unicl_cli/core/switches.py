@@ -19,8 +19,8 @@ def apply_switches(model: nn.Module, *, pack_texts: bool, channels_last: bool) -
 def align_conv_weights(step: nn.Module) -> None:
     """Lay out the 4-d weights of towers with channels-last images as these, in place: (O, I, H, W), O outermost.
 
-    Their gradients come in this layout: otherwise autograd copies each one, and DDP warns about those it cannot tell
-    apart from it (1 x 1 kernels). Values do not change. Not for FSDP2, which takes contiguous weights only.
+    Then their gradients have this layout: otherwise autograd copies each one, and DDP warns about 1 x 1 kernels. Values
+    do not change. Not for FSDP2, which takes contiguous weights only.
     """
     towers = [module for module in step.modules() if traits_of(module).channels_last]
     for weight in {id(w): w for tower in towers for w in tower.parameters() if w.ndim == 4}.values():

@@ -27,8 +27,8 @@ class TextCache:
     """int64 (U, L) tokens -> (U, D): the vectors that ``encode`` once gave for the texts.
 
     A vector must depend on its text alone: a resumed run meets the texts in another order and must be bit-equal. So
-    texts are encoded in batches of one shape for each length. On a CPU they are encoded one by one, since its matrix
-    products round a row by its place among the others. Every rank encodes equally often, since FSDP2 gathers weights
+    texts are encoded in batches of one shape for each length. On a CPU they are encoded one by one, since the rounding
+    of its matrix products depends on a row's position. Every rank encodes equally often, since FSDP2 gathers weights
     each time.
     """
 

@@ -42,7 +42,7 @@ OPENERS: dict[str, Callable[[Path, str, int], Any]] = {"tensorboard": open_tenso
 
 
 class TrackerSink:
-    """Give each tracker the figures of each step; one that raises is switched off with one warning.
+    """Give each tracker the metrics of each step; one that raises is switched off with one warning.
 
     ``config`` is flat: ``{"optim.lr": 1e-3}``.
     """

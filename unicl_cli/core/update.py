@@ -75,9 +75,9 @@ class Updates:
     """The updates of the weights, step by step.
 
     A GPU works through a queue that the host fills. If the host read each outcome before it queued the update, the
-    queue would run dry. So the update is skipped on the device: torch's fused optimizers take a tensor that tells them
-    to change nothing, bit for bit, as GradScaler does. The host reads the outcome one step later, when it has long
-    been there. It waits only where it must know: before a logged line and ``after``, where one more bad step would end
+    queue would run dry. So the update is skipped on the device: torch's fused optimizers take a tensor by which they
+    change nothing, bit for bit, as GradScaler does. The host reads the outcome one step later, when it has long been
+    computed. It waits only where it must know: before a logged line and ``after``, where one more bad step would end
     the run, and for an optimizer that cannot skip by itself. On a CPU nothing is queued, so it always reads at once.
     """
 
@@ -112,7 +112,7 @@ class Updates:
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def apply(self, step: int, out: Mapping[str, Any], batch: Any, *, stop: bool, save: bool) -> None:
-        """Update the weights after ``step``; raise Diverged where the guard has seen enough. All ranks call it."""
+        """Update the weights after ``step``; raise Diverged beyond a limit of the guard. All ranks call it."""
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
@@ -136,7 +136,7 @@ class Updates:
             clip_grads_with_norm_(self.parameters, self.clip, norm)
 
     def step_optimizer(self, skip: Tensor | None) -> None:
-        """Run the optimizer's own step; the device leaves it out where ``skip`` is 1."""
+        """Run the optimizer's own step; the device skips it if ``skip`` is 1."""
         if skip is None:
             self.optimizer.step()
             return

@@ -21,7 +21,7 @@ MAX_BYTES = 64_000_000
 MAX_LINES = 200_000
 """The size of a file of class names; prompts for 20,000 classes have less."""
 MAX_NAME = 1000
-"""The most characters of a class name."""
+"""Maximum number of characters of a class name."""
 _NUMBERED = re.compile(r"(\d{1,18}|n\d{8})(\s*[\t:.,;)|=\]-]\s*|\s+)(\S.*)")
 _SYNTAX = re.compile(r"""[\[\]{}<#]|['"]|-\s|---$|\.\.\.$|.*[\[{,:;]$""")
 """Beginnings and ends of lines in JSON, YAML, XML, Python and comments."""
@@ -298,7 +298,7 @@ def _check_name(name: str, place: str, origin: str) -> None:
 
 
 def _read_whole_ids(entries: list[ClassEntry]) -> list[ClassEntry]:
-    """Write ids as integers if all are whole and some are floats, as pandas writes them beside a gap."""
+    """Write ids as integers if all are whole and some are floats, as pandas writes a column with gaps."""
     whole = read_whole_numbers(entry.id for entry in entries if entry.id is not None)
     return [entry._replace(id=whole.get(entry.id or "", entry.id)) for entry in entries]
 

@@ -14,7 +14,7 @@ _WRAPPERS = ("id2label", "label2id", "class_to_idx", "categories", "names", "cla
 
 
 def load_json(text: str, origin: str) -> Any:
-    """Return the value of a JSON text, or the list of those of its lines. UniclError for a key that stands twice."""
+    """Return the value of a JSON text, or the list of those of its lines. UniclError for a repeated key."""
 
     def refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if (repeated := find_repeated(key for key, _ in pairs)) is not None:

@@ -95,7 +95,9 @@ def _check_names(entries: Sequence[ClassEntry], origin: str) -> None:
     counts = Counter(entry.names[0] for entry in entries)
     if repeated := next((entry for entry in entries if counts[entry.names[0]] > 1), None):
         ids = ", ".join(str(entry.id) for entry in entries if entry.names[0] == repeated.names[0])
-        raise UniclError(f"{origin}: {repeated.names[0]} is the name of several classes ({ids})", "name them apart")
+        raise UniclError(
+            f"{origin}: {repeated.names[0]} is the name of several classes ({ids})", "give each class its own name"
+        )
 
 
 def _numbers_by_name(entries: Sequence[ClassEntry]) -> dict[str, int]:

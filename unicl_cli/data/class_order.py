@@ -1,4 +1,4 @@
-"""The order of a training whose batches hold P classes with K rows of each, beside its captions."""
+"""The order of a training whose batches hold P classes with K rows of each, and captions."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from unicl_cli.contracts import NO_LABEL
-from unicl_cli.core.class_batches import ClassBatches, SideBySide
+from unicl_cli.core.class_batches import ClassBatches, JoinedBatches
 from unicl_cli.core.sampler import Alternation, Mixture, Order, Stream
 from unicl_cli.data.mix import LABELS, Strand, label_share
 from unicl_cli.errors import UniclError
@@ -25,7 +25,7 @@ class ClassRows(NamedTuple):
 
 def order_by_class(
     strands: Sequence[Strand], asked: ClassRows, *, labels: float | str, by: str, batch_size: int, seed: int
-) -> SideBySide | Alternation:
+) -> JoinedBatches | Alternation:
     """Return the order of a training as `mix.order_of`, with the rows with labels drawn as ``asked``.
 
     UniclError if the batches cannot be filled so. ValueError for a batch that is too small for the other streams.
@@ -37,7 +37,7 @@ def order_by_class(
         raise UniclError(f"{KEY}: the mix has no rows with labels", f"set {KEY}=null, or add a corpus with labels")
     if any(s.weight != 1 for s in own):
         raise UniclError(
-            f"{KEY}: a batch takes classes, so the weight of a corpus with labels means nothing",
+            f"{KEY}: batches are drawn by class, so the weight of a corpus with labels has no effect",
             "remove weight from data.train, or use data.balance instead",
         )
     count = count_classes(asked, batch_size * (Fraction(1) if is_alternating else share), batch_size)
@@ -50,12 +50,12 @@ def order_by_class(
         )
     classes = ClassBatches(found, count, asked.rows, seed)
     if share == 1:
-        return SideBySide(classes, None, seed)
+        return JoinedBatches(classes, None, seed)
     rest = batch_size if is_alternating else batch_size - classes.batch_size
     others = _mix_others(strands, rest, seed)
     if is_alternating:
-        return Alternation(SideBySide(classes, None, seed), others, share)
-    return SideBySide(classes, others, seed)
+        return Alternation(JoinedBatches(classes, None, seed), others, share)
+    return JoinedBatches(classes, others, seed)
 
 
 def count_classes(asked: ClassRows, rows: Fraction, batch_size: int) -> int:
@@ -80,7 +80,7 @@ def count_classes(asked: ClassRows, rows: Fraction, batch_size: int) -> int:
 def describe_few(order: Order) -> list[str]:
     """Return a warning about classes whose rows a batch shows several times; none in orders without such classes."""
     part = order.first if isinstance(order, Alternation) else order
-    if not isinstance(part, SideBySide) or not part.classes.few:
+    if not isinstance(part, JoinedBatches) or not part.classes.few:
         return []
     few, rows = count_of(part.classes.few, "class"), part.classes.rows
     return [f"{KEY}: {few} with fewer than {rows} rows: a batch shows their rows several times"]

@@ -1,4 +1,4 @@
-"""Reader of COCO's annotations (`instances_train2017.json`): checked, bounded, and told what it leaves out."""
+"""Reader of COCO's annotations (`instances_train2017.json`): checked, bounded, with notes on what it leaves out."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ DOUBTFUL = 0.1
 class CocoObject(NamedTuple):
     """An object in an image: its class from 0, its box (x1, y1, x2, y2) in pixels inside the image, its segmentation.
 
-    ``area`` is COCO's, by which small, medium and large are told apart. A ``crowd`` is a region with several objects.
+    ``area`` is COCO's, by which objects are small, medium or large. A ``crowd`` is a region with several objects.
     """
 
     label: int
@@ -40,7 +40,7 @@ class CocoImage(NamedTuple):
 
 
 class CocoSet(NamedTuple):
-    """A set of annotated images. ``notes`` tell what was left out; ``digest`` is the sha256 of the annotations."""
+    """A set of annotated images. ``notes`` say what was left out; ``digest`` is the sha256 of the annotations."""
 
     file: Path
     folder: Path
@@ -96,7 +96,7 @@ def read_coco(file: Path, folder: Path, *, masks: bool) -> CocoSet:
         raise UniclError(f"{file}: has no {'images' if classes else 'categories'}", "give COCO's annotation file")
     names = tuple(classes.values())
     if len(set(names)) < len(names) or "" in names:
-        raise UniclError(f"{file}: categories: a name is empty or there twice", "give each category its own name")
+        raise UniclError(f"{file}: categories: a name is empty or repeated", "give each category its own name")
     things = _Things(file, images, {number: label for label, number in enumerate(classes)}, masks=masks)
     things.add(given)
     scenes = tuple(

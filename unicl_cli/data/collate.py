@@ -81,7 +81,7 @@ def collate(
     places = [None if text is None else (text, 0 if distinct else n, shown) for text, n, shown in shows]
     found = [NO_TEXT if place is None else rows.setdefault(place, len(rows)) for place in places]
     index, seconds = torch.tensor(found[: len(drawn)]), torch.tensor(found[len(drawn) :])
-    beside = {PROMPT: seconds, PROMPTED: torch.tensor([d.prompted for d in drawn])} if two_texts else {}
+    second = {PROMPT: seconds, PROMPTED: torch.tensor([d.prompted for d in drawn])} if two_texts else {}
     # never empty, since every rank runs the text tower in every step
     texts = list(rows) or [("", 0, NO_LABEL)]
     tokens = torch.zeros(1, 1, dtype=torch.int64) if tokenizer is None else tokenizer([text for text, _, _ in texts])
@@ -93,5 +93,5 @@ def collate(
         labels=torch.tensor([d.label for d in drawn]),
         keys=torch.tensor([sample_key(d, caption_targets) for d in drawn]),
         draws=torch.tensor([d.draw for d in drawn]),
-        extra={**beside, **(extra(drawn, tokens, index) if extra else {})},
+        extra={**second, **(extra(drawn, tokens, index) if extra else {})},
     )

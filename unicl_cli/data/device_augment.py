@@ -42,7 +42,7 @@ def scramble_tensor(x: Tensor) -> Tensor:
     return x ^ _shifted_right(x, 31)
 
 
-class Dice:
+class SampleRandom:
     """Random numbers of samples: a function of seed, draw (int64 ``draws`` (b,)), view and lane alone."""
 
     def __init__(self, seed: int, view: int, draws: Tensor) -> None:
@@ -92,21 +92,21 @@ class DeviceAugment:
 
     def view(self, x: Tensor, draws: Tensor, number: int) -> Tensor:
         """Return the view ``number`` of some samples, uint8 (n, 3, S, S)."""
-        ops, dice = self.views[number], Dice(self.seed, number, draws)
+        ops, rng = self.views[number], SampleRandom(self.seed, number, draws)
         if ops.flip:
-            x = change_some(x, dice.below("flip", ops.flip), mirror)
+            x = change_some(x, rng.below("flip", ops.flip), mirror)
         if ops.shift:
-            x = shift(x, *(dice.uniform(way, -ops.shift, ops.shift + 1).floor().long() for way in ("down", "right")))
+            x = shift(x, *(rng.uniform(way, -ops.shift, ops.shift + 1).floor().long() for way in ("down", "right")))
         if ops.jitter:
-            x = jitter(x, dice, ops.jitter)
+            x = jitter(x, rng, ops.jitter)
         if ops.grey:
-            x = change_some(x, dice.below("grey", ops.grey), to_grey)
+            x = change_some(x, rng.below("grey", ops.grey), to_grey)
         if ops.blur:
-            x = change_some(x, dice.below("blur", ops.blur), blur, dice.uniform("sigma", *SIGMA))
+            x = change_some(x, rng.below("blur", ops.blur), blur, rng.uniform("sigma", *SIGMA))
         if ops.noise:
-            x = add_noise(x, send(dice.key("noise"), x.device), ops.noise)
+            x = add_noise(x, send(rng.key("noise"), x.device), ops.noise)
         if ops.erase:
-            x = erase(x, dice, ops.erase)
+            x = erase(x, rng, ops.erase)
         return x
 
 
@@ -137,17 +137,17 @@ def shift(x: Tensor, down: Tensor, right: Tensor) -> Tensor:
     )
 
 
-def jitter(x: Tensor, dice: Dice, strength: float) -> Tensor:
+def jitter(x: Tensor, rng: SampleRandom, strength: float) -> Tensor:
     """Change brightness, contrast, saturation and hue in each sample's own order, as torchvision's ColorJitter."""
-    hit = dice.uniform("jitter") < JITTERED
-    turn = torch.stack([dice.uniform(f"order {n}") for n in range(4)]).argsort(0)  # (4, b): the change done n-th
+    hit = rng.uniform("jitter") < JITTERED
+    turn = torch.stack([rng.uniform(f"order {n}") for n in range(4)]).argsort(0)  # (4, b): the change done n-th
     low, hue = max(0.0, 1 - strength), min(strength / 4, 0.5)
     spans = {"brightness": (low, 1 + strength), "contrast": (low, 1 + strength), "saturation": (low, 1 + strength)}
     spans["hue"] = (-hue, hue)
     for now in turn:
         for number, (name, span) in enumerate(spans.items()):
             which = (hit & (now == number)).nonzero().flatten()
-            x = change_some(x, which, COLOURS[name], dice.uniform(name, *span))
+            x = change_some(x, which, COLOURS[name], rng.uniform(name, *span))
     return x
 
 
@@ -215,13 +215,13 @@ def add_noise(x: Tensor, keys: Tensor, deviation: float) -> Tensor:
     return (x + noise * (255 * deviation)).round().clamp(0, 255).to(torch.uint8)
 
 
-def erase(x: Tensor, dice: Dice, chance: float) -> Tensor:
+def erase(x: Tensor, rng: SampleRandom, chance: float) -> Tensor:
     """Fill a rectangle of some samples with noise."""
     size = x.shape[-1]
-    area = size**2 * dice.uniform("area", *ERASED_AREA)
-    ratio = dice.uniform("ratio", -ERASED_RATIO, ERASED_RATIO).exp()
+    area = size**2 * rng.uniform("area", *ERASED_AREA)
+    ratio = rng.uniform("ratio", -ERASED_RATIO, ERASED_RATIO).exp()
     height, width = ((area * r).sqrt().round().clamp(1, size) for r in (ratio, 1 / ratio))
-    top, left = ((dice.uniform(way) * (size - side + 1)).floor() for way, side in (("top", height), ("left", width)))
+    top, left = ((rng.uniform(way) * (size - side + 1)).floor() for way, side in (("top", height), ("left", width)))
 
     def fill(some: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, keys: Tensor) -> Tensor:
         rows = torch.arange(size, device=x.device)[:, None]
@@ -230,4 +230,4 @@ def erase(x: Tensor, dice: Dice, chance: float) -> Tensor:
         noise = _shifted_right(pixel_bits(keys.flatten(), some.shape[1:]), 56).to(torch.uint8)
         return torch.where(inside, noise, some)
 
-    return change_some(x, dice.below("erase", chance), fill, top, left, height, width, dice.key("fill"))
+    return change_some(x, rng.below("erase", chance), fill, top, left, height, width, rng.key("fill"))

@@ -1,32 +1,30 @@
 """A safe fetcher of URLs: it returns bytes or a named reason, and refuses private addresses and endless answers.
 
-h11 parses the answers. Look-ups, addresses, sockets, redirects and limits are this file's own: each byte that comes in
-is counted, and each wait ends at one deadline. Proxies are not used. Threads may share a Fetcher. The server's content
-type is ignored: decoding decides.
+Look-ups, addresses, sockets and redirects are this file's own; a `Channel` counts each byte that comes in, and each
+wait ends at one deadline. Proxies are not used. Threads may share a Fetcher. The server's content type is ignored:
+decoding decides.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import math
 import random
 import re
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
-
-import h11
 
 from unicl_cli import __version__
 from unicl_cli.data.addresses import is_public
+from unicl_cli.data.http_channel import Answer, Channel, FetchError, time_left
 
 REDIRECTS = (301, 302, 303, 307, 308)
 RETRIED = frozenset(("timeout", "reset", "short_body", "dns", "http_408", "http_425", "http_429")) | {
@@ -34,28 +32,11 @@ RETRIED = frozenset(("timeout", "reset", "short_body", "dns", "http_408", "http_
 }
 NO_TRAINING = frozenset(("noai", "noimageai", "noindex", "noimageindex"))
 LITERAL = "/%:=&~+!$,;'@()*[]?"
-CHUNK = 1 << 16
-LONGEST_HEAD = 1 << 16
 LONGEST_URL, LONGEST_HOST = 1 << 14, 253
 MOST_HOSTS = 4096
 RESOLVED: dict[tuple[str, int], list[str]] = {}
 """The addresses of hosts and ports that this process has looked up."""
 _look_ups = threading.BoundedSemaphore(16)  # resolvers fail when they are flooded
-
-
-class FetchError(Exception):
-    """A URL that cannot be fetched.
-
-    ``reason``: bad_url, private_address, dns, timeout, reset, refused, tls, http_404 …, too_many_redirects, too_large,
-    short_body, bad_answer, encoded or robots. ``pause``: the seconds that the server asks for before another try.
-    """
-
-    def __init__(self, reason: str, detail: str = "", pause: float | None = None) -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail, self.pause = reason, detail, pause
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.detail}" if self.detail else self.reason
 
 
 class Fetcher(NamedTuple):
@@ -99,11 +80,11 @@ class Fetcher(NamedTuple):
             with self.open_socket(place, end) as raw:
                 channel = Channel(raw, self.read, end, self.max_bytes)
                 answer = channel.ask(place.target, self.headers(place))
-                if answer.status_code not in REDIRECTS:
+                if answer.status not in REDIRECTS:
                     return self.read_body(channel, answer)
-            target = next(iter(values_of(answer, b"location")), None)
+            target = next(answer.values_of("location"), None)
             if not target:
-                raise FetchError(f"http_{answer.status_code}", "a redirect without a target")
+                raise FetchError(f"http_{answer.status}", "a redirect without a target")
             url = urljoin(url, target)
         raise FetchError("too_many_redirects", f"more than {self.redirects}")
 
@@ -133,85 +114,30 @@ class Fetcher(NamedTuple):
                 problem = error
         raise problem
 
-    def headers(self, place: Place) -> list[tuple[str, str]]:
-        return [
-            ("Host", place.authority),
-            ("User-Agent", self.agent),
-            ("Accept", "image/*,*/*;q=0.5"),
-            ("Accept-Encoding", "identity"),
-            ("Connection", "close"),
-        ]
+    def headers(self, place: Place) -> dict[str, str]:
+        return {
+            "Host": place.authority,
+            "User-Agent": self.agent,
+            "Accept": "image/*,*/*;q=0.5",
+            "Accept-Encoding": "identity",
+            "Connection": "close",
+        }
 
-    def read_body(self, channel: Channel, answer: h11.Response) -> bytes:
+    def read_body(self, channel: Channel, answer: Answer) -> bytes:
         """Read the body of a 200 answer. Raises FetchError for another status and for what is not wanted."""
-        if answer.status_code != 200:
-            reason = answer.reason.decode("utf-8", "replace")
-            raise FetchError(f"http_{answer.status_code}", reason, retry_after(answer))
-        words = {word.strip().lower() for value in values_of(answer, b"x-robots-tag") for word in value.split(",")}
+        if answer.status != 200:
+            raise FetchError(f"http_{answer.status}", answer.reason, retry_after(answer))
+        words = {word.strip().lower() for value in answer.values_of("x-robots-tag") for word in value.split(",")}
         if self.robots and NO_TRAINING & words:
             raise FetchError("robots", "the server asks not to use it (X-Robots-Tag)")
-        for encoding in values_of(answer, b"content-encoding"):
-            if encoding.lower() not in ("identity", ""):
-                raise FetchError("encoded", encoding)
-        for length in values_of(answer, b"content-length"):  # h11 has checked that it is a number
+        odd = [value for value in answer.values_of("content-encoding") if value.lower() not in ("identity", "")]
+        odd += [value for value in answer.values_of("transfer-encoding") if value.lower() != "chunked"]
+        if odd:
+            raise FetchError("encoded", odd[0])
+        for length in answer.values_of("content-length"):  # the parser has checked that it is a number
             if int(length) > self.max_bytes:
                 raise channel.too_large()
-        return b"".join(channel.body())
-
-
-class Channel:
-    """One request and its answer on a socket: each byte received counts against ``most``, each wait against ``end``.
-
-    The limits stand below the parser of HTTP, so that nothing that a server writes can make it read more.
-    """
-
-    def __init__(self, raw: socket.socket, silence: float, end: float, most: int) -> None:
-        self.raw, self.silence, self.end, self.most = raw, silence, end, most
-        self.received = 0
-        self.http = h11.Connection(h11.CLIENT, max_incomplete_event_size=LONGEST_HEAD)
-        self.is_over = False
-        """The server has closed its side."""
-
-    def ask(self, target: str, headers: list[tuple[str, str]]) -> h11.Response:
-        """Send a GET request and return the head of its answer."""
-        request = self.http.send(h11.Request(method="GET", target=target, headers=headers)) or b""
-        while request:
-            self.raw.settimeout(time_left(self.end, self.silence))
-            request = request[self.raw.send(request) :]
-        self.http.send(h11.EndOfMessage())
-        while True:
-            event = self.next_event("reset")
-            if isinstance(event, h11.Response):  # what comes before is 100 Continue and its like
-                return event
-
-    def body(self) -> Iterator[bytes]:
-        while isinstance(event := self.next_event("short_body"), h11.Data):
-            yield bytes(event.data)
-
-    def next_event(self, when_over: str) -> Any:
-        """Return h11's next event; FetchError with the reason ``when_over`` if the connection ends before it."""
-        while True:
-            try:
-                event = self.http.next_event()
-            except h11.RemoteProtocolError as error:
-                if self.is_over:
-                    raise FetchError(when_over, "the server closed the connection too early") from error
-                raise FetchError("bad_answer", str(error)) from error
-            if event is not h11.NEED_DATA:
-                return event
-            self.http.receive_data(self.receive())
-
-    def too_large(self) -> FetchError:
-        return FetchError("too_large", f"more than {self.most:,} bytes")
-
-    def receive(self) -> bytes:
-        self.raw.settimeout(time_left(self.end, self.silence))
-        data = self.raw.recv(min(CHUNK, self.most - self.received + 1))
-        self.received += len(data)
-        if self.received > self.most:
-            raise self.too_large()
-        self.is_over = not data
-        return data
+        return channel.read_body()
 
 
 class Place(NamedTuple):
@@ -244,14 +170,6 @@ def blame_url() -> Generator[None]:
         raise FetchError("reset", str(error) or type(error).__name__) from error
     except (ValueError, LookupError, ArithmeticError) as error:
         raise FetchError("bad_answer", f"{type(error).__name__}: {error}") from error
-
-
-def time_left(end: float, most: float = math.inf) -> float:
-    """Return the seconds to the deadline, at most ``most``. TimeoutError if there are none."""
-    left = end - time.monotonic()
-    if left <= 0:
-        raise TimeoutError("the whole answer took too long")
-    return min(most, left)
 
 
 def parse_url(url: str) -> Place:
@@ -340,16 +258,9 @@ def tls_context() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-def values_of(answer: h11.Response, name: bytes) -> Iterator[str]:
-    """Yield the values of all headers of a name, which is in lower case; bytes that are not UTF-8 become surrogates."""
-    for key, value in answer.headers:
-        if key == name:
-            yield value.decode("utf-8", "surrogateescape")
-
-
-def retry_after(answer: h11.Response) -> float | None:
+def retry_after(answer: Answer) -> float | None:
     """Return the seconds of Retry-After, which may be a number or a date; None without one that can be read."""
-    value = next(iter(values_of(answer, b"retry-after")), "")
+    value = next(answer.values_of("retry-after"), "")
     if re.fullmatch(r"[0-9]{1,9}", value):
         return float(value)
     try:

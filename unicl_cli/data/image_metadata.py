@@ -1,4 +1,4 @@
-"""Remover of the parts of a PNG or JPEG that its pixels do not need, among them those that Pillow refuses."""
+"""Removal of the parts of a PNG or JPEG that its pixels do not need, including those that Pillow refuses."""
 
 import zlib
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ _PIXEL_CHUNKS = frozenset((b"tRNS", b"acTL", b"fcTL", b"fdAT", b"eXIf"))
 """Ancillary chunks of a PNG that an image may need: transparency, frames, orientation."""
 _TEXT_BYTES = 1 << 20
 MAX_PARTS = 100_000
-"""The most chunks of a PNG among which damaged metadata is looked for."""
+"""Maximum number of chunks of a PNG among which damaged metadata is searched for."""
 _NOTES = ((b"JFIF\0", 18), (b"Exif\0", 12), (b"Adobe", 16), (b"ICC_PROFILE\0", 18))
 """Application segments of a JPEG that its colours or orientation may depend on, and the least bytes of each."""
 

@@ -25,7 +25,7 @@ READ_BYTES = 64
 """Reads of a file by Pillow that are always allowed, and bytes for each further one; 2 µs each."""
 SMALL = 1 << 18
 _SHORT = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF")
-"""First bytes of the formats whose parts all take bytes of their own: a file of SMALL bytes cannot have too many."""
+"""First bytes of the formats whose parts each take bytes: a file of SMALL bytes cannot have too many."""
 _SLOW = frozenset(("ppm", "ppm_plain", "bmp_rle"))
 _SCANNED = frozenset(("JPEG", "MPO"))
 _IN_ONE_PART = frozenset(("PNG", "GIF", "WEBP", "AVIF", "JPEG2000", "ICO"))
@@ -34,7 +34,7 @@ _START = b"\xff\xd8"
 
 
 class TooCostlyError(Exception):
-    """An image that takes far more work than its pixels; the message says what there is too much of."""
+    """An image that takes far more work than its number of pixels needs; the message names what it has too much of."""
 
 
 class MeteredFile(io.BytesIO):
@@ -52,7 +52,7 @@ class MeteredFile(io.BytesIO):
 
 
 def is_short(data: bytes) -> bool:
-    """Return whether only the pixels of an image can be costly, as of most: its parts are not counted."""
+    """Return whether only the pixels of an image can be costly, as is usual; its parts are then not counted."""
     return len(data) <= SMALL and data.startswith(_SHORT)
 
 
@@ -107,7 +107,7 @@ def iter_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield (marker, start, end) for the segments of a JPEG before its first scan, found as Pillow does."""
     place = 2
     for _ in range(MAX_SEGMENTS):
-        place = data.find(b"\xff", place)  # what is not a marker is passed over
+        place = data.find(b"\xff", place)  # what is not a marker is skipped
         if place < 0 or place + 4 > len(data):
             return
         marker = data[place + 1]

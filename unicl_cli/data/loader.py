@@ -25,12 +25,12 @@ from unicl_cli.errors import UniclError
 from unicl_cli.launch.stopping import stop_signals
 
 CHUNK = 128
-"""The most rows of a chunk, which one worker makes: 19 MB at 224 pixels."""
+"""Maximum number of rows of a chunk, which one worker makes: 19 MB at 224 pixels."""
 LEAST_CHUNK = 16
 AHEAD = 512_000_000
 """Bytes that all workers of a process together keep ready or are sending."""
 MOST_AHEAD = 16
-"""The most chunks that a worker keeps ready, however small they are."""
+"""Maximum number of chunks that a worker keeps ready, however small they are."""
 SHARED = Path("/dev/shm")
 
 

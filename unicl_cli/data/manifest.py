@@ -19,7 +19,7 @@ from unicl_cli.storage.json_text import parse_json
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
 SCHEMA_VERSION, SETS_VERSION = 1, 2
-"""Formats of a corpus: with one label a row, and with label sets or groups of classes."""
+"""Formats of a corpus: with one label per row, and with label sets or groups of classes."""
 MAX_NAME = 210
 """The longest name in bytes: suffixes and that of a temporary file add 45, and file systems end at 255."""
 _PLAIN = rf"(?!\.+(?:/|\Z))(?!(?:con|prn|aux|nul|com\d|lpt\d)(?:[./]|\Z))[\w.][\w.-]{{0,{MAX_NAME - 1}}}"
@@ -170,8 +170,8 @@ class Manifest(Document):
     @property
     def title(self) -> str:
         """The name for reports: that of a corpus made from lists of URLs has the number of its images with it."""
-        told = describe_survival({name: found.model_dump() for name, found in self.survival.items()})
-        return f"{self.name} ({told})" if told else self.name
+        survival = describe_survival({name: found.model_dump() for name, found in self.survival.items()})
+        return f"{self.name} ({survival})" if survival else self.name
 
     @property
     def has_sets(self) -> bool:
@@ -180,7 +180,7 @@ class Manifest(Document):
 
     @property
     def most_labels(self) -> int:
-        """The most labels of a row."""
+        """Maximum number of labels of a row."""
         return max(map(int, self.set_sizes), default=1)
 
     @model_validator(mode="after")
@@ -274,4 +274,4 @@ def splits_of(shards: Collection[Shard]) -> tuple[str, ...]:
 
 def repair_hint(folder: Path) -> str:
     """Return the hint for damaged shards."""
-    return f"make the damaged shards again: unicl prepare --repair -o {shlex.quote(str(folder))}"
+    return f"rebuild the damaged shards: unicl prepare --repair -o {shlex.quote(str(folder))}"

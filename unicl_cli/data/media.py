@@ -51,7 +51,7 @@ def check_media(media: Mapping[str, bytes], names: Mapping[str, str], image: byt
     """Raise MediaError for the first file that is not what its kind holds; ``names`` says which file it is.
 
     Audio is WAV, FLAC or OGG; depth a grey PNG of 16 bits, thermal one of 8 or 16, both of the size of the ``image``;
-    IMU a NPY of float32 (T, 6), or CSV with 6 columns. Raises ImageError if the image's header cannot be read.
+    IMU an NPY of float32 (T, 6), or CSV with 6 columns. Raises ImageError if the image's header cannot be read.
     """
     for kind, data in media.items():
         fault = "an empty file" if not data else _CHECKS[kind](data)
@@ -174,7 +174,7 @@ def _find_size_fault(data: bytes, image: bytes) -> str | None:
     wanted = upright_size(open_image(image))
     if size == wanted:
         return None
-    return f"{size[0]} x {size[1]} pixels beside an image of {wanted[0]} x {wanted[1]}: save both at one size"
+    return f"{size[0]} x {size[1]} pixels, but its image has {wanted[0]} x {wanted[1]}: save both at one size"
 
 
 def _find_imu_fault(data: bytes) -> str | None:
@@ -183,7 +183,7 @@ def _find_imu_fault(data: bytes) -> str | None:
     except ValueError as error:
         return str(error)
     if values.dtype != np.float32:
-        return f"a NPY of {values.dtype} {values.shape}, not float32 (T, {IMU_COLUMNS})"
+        return f"an NPY of {values.dtype} {values.shape}, not float32 (T, {IMU_COLUMNS})"
     return None
 
 
@@ -203,9 +203,9 @@ def _read_npy(data: bytes) -> np.ndarray:
     try:
         values = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # a damaged header raises SyntaxError, TypeError, MemoryError and others
-        raise ValueError(f"a NPY that cannot be read: {' '.join(str(error).split())[:100]}") from error
+        raise ValueError(f"an NPY that cannot be read: {' '.join(str(error).split())[:100]}") from error
     if values.dtype.kind not in "fiu" or values.ndim != 2 or values.shape[1] != IMU_COLUMNS or not len(values):
-        raise ValueError(f"a NPY of {values.dtype} {values.shape}, not float32 (T, {IMU_COLUMNS})")
+        raise ValueError(f"an NPY of {values.dtype} {values.shape}, not float32 (T, {IMU_COLUMNS})")
     return values
 
 
@@ -222,7 +222,7 @@ def read_imu_csv(data: bytes) -> np.ndarray:
     for number, cells in enumerate(lines, 1):
         if len(cells) != IMU_COLUMNS or not all(map(_is_number, cells)):
             raise ValueError(f"a CSV whose row {number} is not {IMU_COLUMNS} numbers with commas between them")
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which is told
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which is reported
         return np.array([[float(cell) for cell in cells] for cells in lines]).astype(np.float32)
 
 

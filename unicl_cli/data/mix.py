@@ -21,7 +21,7 @@ from unicl_cli.data.transforms import TrainTransform
 
 LABELS, CAPTIONS = "labels", "captions"
 BOTH = "both"
-"""The choice of texts by which a row with a label and captions shows a prompt beside a caption."""
+"""The choice of texts by which a row with a label and captions shows both a prompt and a caption."""
 At = tuple[int, int, int, int]
 """Place of a sample: strand, row of the strand, step, draw."""
 
@@ -29,7 +29,7 @@ At = tuple[int, int, int, int]
 class TextChoice(NamedTuple):
     """Options for a row's text. ``labelled`` (prompt | caption | mixed | both) is for rows with a label and captions.
 
-    ``naming`` says what the classes mean that the caption of a row without a label names; None: nothing.
+    ``naming`` handles the classes that the caption of a row without a label names; None: they mean nothing.
     """
 
     labelled: str
@@ -83,7 +83,7 @@ class Strand(NamedTuple):
         taken = slice(None) if self.rows is None else np.isin(row, self.rows)
         return row[taken], sets.values[taken]
 
-    def met_classes(self) -> set[int]:
+    def classes_with_rows(self) -> set[int]:
         """Return the classes of the mix that a row has."""
         return {int(self.labels[label]) for label in np.unique(self.labelled_rows()[1])}
 
@@ -142,7 +142,7 @@ def count_by_group(table: RowTable, rows: NDArray[np.int64] | None) -> NDArray[n
 
 def classes_with_rows(strands: Sequence[Strand]) -> set[int]:
     """Return the classes of the mix that have a row; a corpus may also name classes without rows."""
-    return set[int]().union(*(strand.met_classes() for strand in strands))
+    return set[int]().union(*(strand.classes_with_rows() for strand in strands))
 
 
 def strands_of(

@@ -77,10 +77,10 @@ def _measure(thumbs: Thumbs) -> _Measured:
 
 
 class HashIndex:
-    """An index of difference hashes: 60 bytes for each.
+    """An index of difference hashes: 60 bytes per hash.
 
-    Two hashes that differ in MOST_BITS bits agree in one of MOST_BITS + 1 bands (pigeonhole), so hashes that agree in
-    a band are all that need to be compared.
+    Two hashes that differ in MOST_BITS bits agree in one of MOST_BITS + 1 bands (pigeonhole), so only hashes that agree
+    in a band need to be compared.
     """
 
     def __init__(self, hashes: Words) -> None:
@@ -131,7 +131,7 @@ def _cut_by_size(counts: Ints) -> Iterator[tuple[int, int]]:
 class NearlyEqual(NamedTuple):
     """For each row the earlier row that its image nearly equals, or -1, int64 (rows,).
 
-    ``crowded`` rows had more than MOST_COMPARED candidates, and are not like the first ones.
+    ``crowded`` rows had more than MOST_COMPARED candidates, and do not equal any of the first ones.
     """
 
     earlier: Ints
@@ -162,7 +162,7 @@ def find_nearly_equal(
     """Find for each row the first earlier row that its image nearly equals and that equals none before it itself.
 
     With ``fixed``, the rows after the first ``fixed`` ones are compared with these only. Rows that are not ``usable``
-    are like no other. ``read`` returns the thumbnails of rows.
+    equal no other. ``read`` returns the thumbnails of rows.
     """
     earlier = np.full(len(hashes), -1, np.int64)
     rows = np.flatnonzero(find_candidates(hashes, usable, fixed))

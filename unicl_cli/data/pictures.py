@@ -130,7 +130,7 @@ def blame_image() -> Generator[None]:
     try:
         yield
     except MemoryError as error:
-        raise ImageError("out_of_memory", "it needs more memory than there is") from error
+        raise ImageError("out_of_memory", "it needs more memory than is available") from error
 
 
 def file_extent(path: Path) -> Extent:

@@ -73,7 +73,7 @@ def _remote_size(shard: RemotePath) -> int:
 
 
 def reopen_shard(file: pq.ParquetFile, shard: Path) -> pq.ParquetFile:
-    """Return a shard that another thread may read beside an open one, whose footer it takes; local ones are fast."""
+    """Return a shard that another thread may read while one is open, whose footer it takes; local ones are fast."""
     return _open_remote(shard, file.metadata) if isinstance(shard, RemotePath) else file
 
 

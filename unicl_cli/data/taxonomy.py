@@ -27,12 +27,12 @@ class Node(NamedTuple):
 
 
 class Taxonomy(NamedTuple):
-    """Sound nodes by key: one tree, or several; the ranks along each path are different and stand in one order."""
+    """Sound nodes by key: one tree, or several; the ranks along each path are different and in one order."""
 
     origin: str
     nodes: Mapping[str, Node]
     deeper: Mapping[str, frozenset[str]]
-    """Rank -> the ranks that stand below it, in the order of the ranks from the top down."""
+    """Rank -> the ranks below it, in the order of the ranks from the top down."""
     inner: frozenset[str]
     """The keys of nodes above others."""
 
@@ -49,15 +49,15 @@ class Taxonomy(NamedTuple):
 
     def digest(self) -> str:
         """Return the sha256 of all nodes, whatever their order and the form of their file."""
-        told = sorted((n.key, n.parent, n.rank, *n.names) for n in self.nodes.values())
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        nodes = sorted((n.key, n.parent, n.rank, *n.names) for n in self.nodes.values())
+        return hashlib.sha256(json.dumps(nodes).encode()).hexdigest()
 
 
 def build_taxonomy(origin: str, nodes: Mapping[str, Node], *, is_below_root: bool = False) -> Taxonomy:
     """Return the taxonomy of nodes by key. A node without a rank has that of its depth: `level 1` is below the root.
 
     With ``is_below_root`` the top nodes lie below a root that is not among the nodes. UniclError for a parent that is
-    not a node, a cycle, several roots, ranks that stand in two orders, and more than 63 ranks.
+    not a node, a cycle, several roots, ranks in two orders, and more than 63 ranks.
     """
     depths = _measure_depths(origin, nodes)
     roots = [key for key, node in nodes.items() if not node.parent]
@@ -110,14 +110,16 @@ def _order_ranks(origin: str, nodes: Mapping[str, Node], depths: Mapping[str, in
     hint = "give each level a rank of its own, or leave the ranks out"
     if twice := next((rank for rank, of in below.items() if rank in of), None):
         child = below[twice][twice]
-        raise UniclError(f"{origin}: '{child}' and '{nodes[child].parent}' above it have one rank, '{twice}'", hint)
+        raise UniclError(
+            f"{origin}: '{child}' and '{nodes[child].parent}' above it have the same rank, '{twice}'", hint
+        )
     if len(first) > MOST_GROUPS:
-        raise UniclError(f"{origin}: has {len(first):,} ranks; the most are {MOST_GROUPS}", "leave some levels out")
+        raise UniclError(f"{origin}: has {len(first):,} ranks; the limit is {MOST_GROUPS}", "leave some levels out")
     try:  # the deepest ranks come first: a rank follows all that are below it
         upward = list(TopologicalSorter({rank: sorted(below.get(rank, ())) for rank in first}).static_order())
     except CycleError as error:
         loop: list[str] = error.args[1]
-        raise UniclError(f"{origin}: the ranks {list_first(loop)} stand above each other", hint) from error
+        raise UniclError(f"{origin}: the ranks {list_first(loop)} are each above the other", hint) from error
     deeper: dict[str, frozenset[str]] = {}
     for rank in upward:
         own = below.get(rank, {})

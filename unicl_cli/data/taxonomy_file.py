@@ -18,7 +18,7 @@ from unicl_cli.formats import list_first
 
 MAX_BYTES = 64_000_000
 MAX_CELL = 1000
-"""The most characters of a name."""
+"""Maximum number of characters of a name."""
 PARENT_WORDS = (
     *("parent", "parent_id", "parentid", "parent_key", "parent_name", "parent_class", "parent_taxon_id"),
     *("parentnameusageid", "hypernym"),
@@ -158,7 +158,7 @@ class _Nodes:
                 raise UniclError(
                     f"{self.path}: {place}: '{node.key}' has two {what}: '{new}', and '{old}' in "
                     f"{self.places[node.key]}",
-                    "give each node one place; tell two nodes of one name apart by a path: fruit/orange",
+                    "give each node one place; distinguish nodes of one name by their paths: fruit/orange",
                 )
         names = tuple(dict.fromkeys((*before.names, *node.names)))
         written = tuple(dict.fromkeys((*before.written, *node.written)))

@@ -6,11 +6,11 @@ import re
 import unicodedata
 
 LONGEST = 2000
-"""The most characters of a caption; longer texts are whole pages."""
+"""Maximum number of characters of a caption; longer texts are whole pages."""
 PAGE = 100_000
-"""The most characters that are cleaned; nothing stays of a longer text, which is a file, not a caption."""
+"""Maximum number of characters that are cleaned; nothing stays of a longer text, which is a file, not a caption."""
 ROUNDS = 4
-"""The most layers of escaped entities that are resolved; two or three are common."""
+"""Maximum number of layers of escaped entities that are resolved; two or three are common."""
 _ELEMENTS = (
     "a abbr acronym address applet area article aside audio b base basefont bdi bdo bgsound big blink blockquote body "
     "br button canvas caption center cite code col colgroup data datalist dd del details dfn dialog dir div dl dt em "

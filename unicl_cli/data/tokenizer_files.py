@@ -9,7 +9,7 @@ from typing import Any, cast
 MAX_PARTS, MAX_GROWTH, MAX_PATTERN, MAX_CHARSMAP = 32, 64, 2000, 4_000_000
 """Largest number of steps, factor by which they may lengthen a text, length of a pattern, and of a character table."""
 MAX_REPEATS = 4
-"""Most quantifiers without an upper limit in one branch of a pattern: its time grows with a power of the length."""
+"""Maximum number of open-ended quantifiers in one branch of a pattern: its time grows with a power of the length."""
 STEPS = {
     "normalizer": (
         *("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "StripAccents", "BertNormalizer", "Nmt", "Precompiled"),
@@ -21,9 +21,9 @@ STEPS = {
     ),
 }
 MAX_WAYS = 10_000
-"""Most ways in which a pattern may match one text, apart from quantifiers without an upper limit; GPT-4o's has 40."""
+"""Maximum number of ways in which a pattern may match one text, apart from open-ended quantifiers; GPT-4o's has 40."""
 MAX_TIMES = 1000
-"""An upper limit from here on is none, for what matches in one way."""
+"""A quantifier with at least this upper limit counts as open-ended, if what it repeats matches in one way."""
 TOKEN = re.compile(
     r"(?P<open>\((?:\?(?:<?[=!]|>|[a-zA-Z-]*:?))?)|(?P<bar>\|)"
     r"|(?P<close>\))?(?P<times>[*+?]|\{(?:\d+,?\d*|,\d+)\})[?+]?|\)"
@@ -89,7 +89,7 @@ def list_steps(step: Any, place: str) -> Iterator[dict[str, Any]]:
         raise ValueError(f"{place}: unknown type {known.get('type')!r}")
     for key in ("content", "prepend", "precompiled_charsmap"):
         if not isinstance(known.get(key, ""), str | None):
-            raise ValueError(f"{place}: {key} should be a text")
+            raise ValueError(f"{place}: {key} should be a string")
     yield known
     if known["type"] == "Sequence":
         inner = known.get("normalizers" if place == "normalizer" else "pretokenizers")
@@ -101,9 +101,9 @@ def check_pattern(pattern: Any) -> None:
     """Raise ValueError for a pattern that matches nothing at every place, or that may try exponentially many ways."""
     text = next(iter(pattern.values()), None) if isinstance(pattern, dict) and len(pattern) == 1 else None
     if not isinstance(text, str) or not 0 < len(text) <= MAX_PATTERN:
-        raise ValueError(f"a pattern should be a text of 1 to {MAX_PATTERN} letters")
+        raise ValueError(f"a pattern should be a string of 1 to {MAX_PATTERN} letters")
     if "Regex" in pattern and is_risky(text):
-        raise ValueError(f"the pattern {text[:60]!r} may take endless time on some texts")
+        raise ValueError(f"the pattern {text[:60]!r} may take unbounded time on some texts")
 
 
 def is_risky(pattern: str) -> bool:

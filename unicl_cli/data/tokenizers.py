@@ -32,7 +32,7 @@ CORPUS_VOCABULARY = 8192
 MAX_TOKENIZER_BYTES, MAX_GAP = 128_000_000, 65_536
 """The largest `tokenizer.json` (Gemma's has 34 MB), and the most ids of its range that no token needs to have."""
 REMEMBERED = 65_536
-"""The most texts whose ids a tokenizer keeps: about 20 MB."""
+"""Maximum number of texts whose ids a tokenizer keeps: about 20 MB."""
 Ids = NDArray[np.int32]
 CLIP_WORDS = r"'[sſ]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -56,7 +56,7 @@ class TextTokenizer:
         frame = library.num_special_tokens_to_add(is_pair=False)
         if context_length <= frame:
             raise UniclError(
-                f"model.context_length: {context_length} leaves no room beside the {frame} special tokens of each text",
+                f"model.context_length: {context_length} leaves no room for words besides the {frame} special tokens",
                 f"set model.context_length to {frame + 1} or more",
             )
         self.library, self.context_length, self.clean, self.foreign = library, context_length, clean, foreign

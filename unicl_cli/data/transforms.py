@@ -18,14 +18,14 @@ from unicl_cli.data.pictures import DECODING_WORDS, blame_image, decode
 from unicl_cli.errors import UniclError
 
 SIDES = (3 / 4, 4 / 3)
-"""Least and largest width of a random crop, as a share of its height."""
+"""Smallest and largest width of a random crop, as a share of its height."""
 JITTERED = 0.8
 """The share of images whose colours are changed."""
 SIGMA = (0.1, 2.0)
-"""Least and largest standard deviation of the blur, in pixels."""
+"""Smallest and largest standard deviation of the blur, in pixels."""
 ERASED_AREA = (0.02, 1 / 3)
 ERASED_RATIO = 1.2
-"""The most that the logarithm of height by width differs from 0: ratios 0.3 to 3.3."""
+"""Maximum absolute logarithm of height over width: ratios 0.3 to 3.3."""
 _LOG_SIDES: list[float] = torch.tensor(SIDES).log().tolist()
 
 

@@ -29,7 +29,7 @@ class ConvStage(nn.Module):
 class Cnn(nn.Module):
     """(b, 3, H, W) -> (b, width · 2^(stages-1)); ``width`` is a multiple of 8.
 
-    The last 4×4 grid is read cell by cell, not averaged: digits differ in where their strokes lie.
+    The last 4×4 grid is flattened, not averaged: digits differ in where their strokes are.
     """
 
     def __init__(self, width: int, stages: int) -> None:

@@ -29,7 +29,7 @@ from unicl_cli.tower_contracts import TowerTraits
 
 CANNOT_BUILD = "check its configuration, update open_clip and timm, or use another model"
 MOST_PARAMETERS = 20_000_000_000
-"""The most parameters of a model without weights; open_clip's largest has 5 billion."""
+"""Maximum number of parameters of a model without weights; open_clip's largest has 5 billion."""
 SURE_PARAMETERS = 500_000_000
 """The parameters that any configuration may have, whatever the size of its weights."""
 BLOCKS = ("Block", "Bottleneck", "Layer")

@@ -54,7 +54,7 @@ class _Preprocess(Document):
 
 
 def check_config(name: str, config: dict[str, Any], preprocess: dict[str, Any]) -> None:
-    """Raise UniclError for the first value that no model can have. Keys that are not numbers are open_clip's affair."""
+    """Raise UniclError for the first value that no model can have. Keys that are not numbers are left to open_clip."""
     for section, model, found in (("model_cfg", _Model, config), ("preprocess_cfg", _Preprocess, preprocess)):
         try:
             model.model_validate(found)

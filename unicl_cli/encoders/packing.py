@@ -1,4 +1,4 @@
-"""Packed texts for a causal tower: no padding, and beginnings that texts share are computed once."""
+"""Packed texts for a causal tower: no padding, and prefixes that texts share are computed once."""
 
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ PAYS, LEAST = 0.9, 256
 
 
 class PrefixNodes(NamedTuple):
-    """T distinct beginnings of texts: under a causal mask, a state depends only on the tokens up to its own."""
+    """T distinct prefixes of texts: under a causal mask, a state depends only on the tokens up to its own."""
 
     tokens: Tensor  # int64 (T,): last token of each node
     places: Tensor  # int64 (T,): its position
@@ -52,7 +52,7 @@ def layout_of(tokens: Tensor, eot_id: int | None) -> Layout:
     ends = (ids if eot_id is None else ids == eot_id).argmax(1)
     live = np.arange(ids.shape[1]) <= ends[:, None]
     words = np.where(live, ids, 0).astype(np.uint32)
-    order = np.argsort(words.view(f"S{words.itemsize * ids.shape[1]}")[:, 0])  # equal beginnings become neighbours
+    order = np.argsort(words.view(f"S{words.itemsize * ids.shape[1]}")[:, 0])  # equal prefixes become neighbours
     words, live, ends = words[order], live[order], ends[order]
     first = live.copy()  # True for the first cell of each node
     first[1:] &= ~np.logical_and.accumulate(words[1:] == words[:-1], axis=1)
@@ -111,7 +111,7 @@ def end_states(x: Tensor, layout: Layout) -> Tensor:
 def attend(qkv: Tensor, heads: int, layout: Layout, *, last: bool) -> Tensor:
     """Attend under the causal mask: (n, 3 * width) queries, keys, values -> (n, width), or (U, width) if ``last``.
 
-    ``last``: only the ends of the rows ask.
+    ``last``: only the ends of the rows are queries.
     """
     width = qkv.shape[1] // 3
     asked = qkv[:, width:] if last else qkv

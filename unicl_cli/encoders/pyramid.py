@@ -21,7 +21,7 @@ def timm_pyramid(backbone: nn.Module, x: Tensor) -> list[Tensor]:
     net: Any = backbone
     name = str(net.pretrained_cfg["architecture"])
     if not hasattr(net, "forward_intermediates"):
-        raise UniclError(f"{name}: timm gives no feature maps of this model", OTHERS)
+        raise UniclError(f"{name}: timm has no feature maps of this model", OTHERS)
     accept_any_size(net)
     with explain_foreign(f"{name}: gives no feature maps of images of {x.shape[3]} x {x.shape[2]} px", OTHERS):
         return list(net.forward_intermediates(x, indices=last_of_scales(net), intermediates_only=True))
@@ -57,7 +57,7 @@ def open_clip_pyramid(visual: nn.Module, x: Tensor) -> list[Tensor]:
     if isinstance(visual, ModifiedResNet):
         return net.forward_intermediates(x, indices=[1, 2, 3, 4], intermediates_only=True)["image_intermediates"]
     if not isinstance(visual, ClipVisionTransformer):
-        raise UniclError(f"{type(visual).__name__}: open_clip gives no feature maps of this model", OTHERS)
+        raise UniclError(f"{type(visual).__name__}: open_clip has no feature maps of this model", OTHERS)
     grid = net.conv1(x)  # (b, width, H / patch, W / patch)
     positions = resample_abs_pos_embed(
         net.positional_embedding[None], list(grid.shape[2:]), list(net.grid_size), num_prefix_tokens=1

@@ -54,7 +54,7 @@ def prepare_last_block(backbone: Any) -> bool:
 def blocks_in_sequences(backbone: nn.Module) -> list[nn.Module]:
     """Find the blocks of EfficientNet, MobileNet and others, whatever timm calls them.
 
-    A block stands in an ``nn.Sequential``, has parameters in at least two places, and lies in no other block.
+    A block is in an ``nn.Sequential``, has parameters in at least two places, and is inside no other block.
     """
     chains = (chain for chain in backbone.modules() if isinstance(chain, nn.Sequential))
     found = [link for chain in chains for link in chain if not isinstance(link, nn.Sequential)]

@@ -69,7 +69,7 @@ def zeroshot_classifier(
         same[tuple(own)].append(label)
         for prompt in own:
             owners[prompt].append(label)
-    texts = sorted(owners, key=lambda text: (len(text.split()), text))  # a tower packs beginnings that texts share
+    texts = sorted(owners, key=lambda text: (len(text.split()), text))  # a tower packs prefixes that texts share
     if not texts:
         raise ValueError("a classifier needs at least one class and one template")
     sums, cut = torch.empty(0), 0
@@ -96,6 +96,6 @@ def zeroshot_classifier(
 
 
 def count_cut(texts: Sequence[str], tokens: Tensor, tokenizer: Tokenizer) -> int:
-    """Count the texts that are longer than the context, if the tokenizer can tell: it cuts them silently."""
+    """Count the texts that are longer than the context, if the tokenizer has ``cuts``: it cuts them silently."""
     cuts = getattr(tokenizer, "cuts", None)
     return cuts(texts) if cuts is not None and tokens.shape[1] >= tokenizer.context_length else 0

@@ -81,7 +81,7 @@ def sum_up(probabilities: Tensor, taxonomy: Hierarchy) -> Tensor:
 
 
 def find_truths(labels: Sequence[Sequence[int]], taxonomy: Hierarchy) -> Tensor:
-    """Return the deepest class of each row in its taxonomy, int64 (n,); -1 if it has none, or several beside another.
+    """Return the deepest class of each row in its taxonomy, int64 (n,); -1 for none, or for several branches.
 
     ``labels`` are those of each row, with or without the classes above them.
     """

@@ -24,7 +24,7 @@ REACH = 4.0
 KEPT_LOGITS = 1 << 24
 KEPT_ROWS = 1 << 14
 PATIENCE = 10
-"""Steps in a row that may bring next to nothing: what they promise is then below the resolution of the value."""
+"""Consecutive steps without progress that are allowed: the expected decrease is then below the value's resolution."""
 ROUGH = 1e-5
 """Relative tolerance of the search: its accuracies are those of the optimum within a row or two."""
 LEAST = 0.1
@@ -307,7 +307,7 @@ class Point(NamedTuple):
     nll: float
 
     @property
-    def merit(self) -> tuple[float, float, float]:
+    def sort_key(self) -> tuple[float, float, float]:
         """Key to compare points, larger is better: accuracy, then lower negative log-likelihood, then the smaller C."""
         return self.accuracy, -self.nll, -self.c
 
@@ -325,7 +325,7 @@ def sweep(measure: Callable[[Sequence[float]], Sequence[Point]]) -> list[Point]:
         new = [step for step in steps if 0 <= step <= 96 and step not in seen]
         if new:
             seen.update(zip(new, measure([10 ** (-6 + step / 8) for step in new]), strict=True))
-        return max(seen, key=lambda step: seen[step].merit)
+        return max(seen, key=lambda step: seen[step].sort_key)
 
     peak = look(range(0, 65, 16))
     for step in (80, 96):

@@ -92,7 +92,7 @@ def sigmoid(z: Doubles) -> Doubles:
 
 
 class ClassFigures(NamedTuple):
-    """Figures of C classes; those without a positive have no average precision (NaN)."""
+    """Metrics of C classes; those without a positive have no average precision (NaN)."""
 
     positives: Numbers
     annotated: Numbers
@@ -114,7 +114,7 @@ class ClassFigures(NamedTuple):
 
 
 def measure_classes(blocks: Blocks, truth: Annotations, wanted: Bools, cut: Cut | None = None) -> ClassFigures:
-    """Measure the ``wanted`` classes, bool (C,); the others have no positives and no figures."""
+    """Measure the ``wanted`` classes, bool (C,); the others have no positives and no metrics."""
     classes, groups = len(truth.groups), int(truth.groups.max()) + 1
     positives, annotated = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
     found, sums = np.full(classes, np.nan), np.zeros((groups, len(truth)))

@@ -128,7 +128,7 @@ def search_measure(
 ) -> Callable[[Sequence[float]], list[Point]]:
     """Return the function that `sweep` calls: mean average precision on validation rows at each C.
 
-    ``truth`` has a positive. Equal figures go to the smaller C.
+    ``truth`` has a positive. Of equal values the smaller C is chosen.
     """
     every = np.ones(len(truth.groups), bool)
 

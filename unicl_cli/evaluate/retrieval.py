@@ -146,7 +146,7 @@ def text_hits(found: Found, k: int) -> tuple[Counts, Counts]:
 
 
 def image_hits(found: Found, k: int) -> tuple[Counts, Counts]:
-    """Count for each distinct image, (G,), the rows that find a caption of its own among the first ``k``, and all."""
+    """Count for each distinct image, (G,), its rows that find one of its captions among the first ``k``, and all."""
     return count_hits(found.image_ids, found.to_text < k)
 
 

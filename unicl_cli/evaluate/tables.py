@@ -1,4 +1,4 @@
-"""Figures for the JSON of `unicl eval` and `unicl probe`, and tables of them for a terminal."""
+"""Metrics for the JSON of `unicl eval` and `unicl probe`, and tables of them for a terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ONE_CANDIDATE = "one candidate: every answer is right"
 
 
 class AnswerableClasses(NamedTuple):
-    """Classes that may be answered: ``total`` of them, ``not_in_corpus`` of which no row can have."""
+    """Classes to choose from: ``total`` of them, ``not_in_corpus`` of which no row can have."""
 
     total: int
     not_in_corpus: int = 0
@@ -32,7 +32,7 @@ def classification_figures(
     sources: Sequence[str],
     candidates: AnswerableClasses | None = None,
 ) -> dict[str, Any]:
-    """Return the figures of a classification from the ranks of the true classes, int64 (n,), and the targets.
+    """Return the metrics of a classification from the ranks of the true classes, int64 (n,), and the targets.
 
     ``per_class`` leaves out classes without rows; ``top5`` needs six candidates: with fewer it is always 1. ``names``
     has C entries, ``sources`` n; ``candidates`` None means these C. With a single candidate every answer is right:
@@ -81,7 +81,7 @@ def share_and_interval(figures: Mapping[str, Any], name: str) -> str:
 
 
 def eval_tables(document: Mapping[str, Any]) -> Iterator[Table]:
-    """Yield the tables of `unicl eval`: data sets, recall per class and source, retrieval; figures in percent."""
+    """Yield the tables of `unicl eval`: data sets, recall per class and source, retrieval; metrics in percent."""
     labelled = [entry for entry in document["data"] if "top1" in entry]
     if labelled:
         yield classification_table(labelled, document["model"])
@@ -100,7 +100,7 @@ def eval_tables(document: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def evaluator_tables(entries: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
-    """Yield the figures of the other evaluators."""
+    """Yield the metrics of the other evaluators."""
     for entry in entries:
         for name, figures in entry.get("evaluators", {}).items():
             if name == "cross-modal":
@@ -186,7 +186,7 @@ def count_classes(entry: Mapping[str, Any]) -> str:
 
 
 def class_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return the figures of classes that any of the rows has, with their words; the first one orders them."""
+    """Return the metrics of classes that any of the rows has, with their names; the first one sorts the classes."""
     words = {"ap": "AP", "f1": "F1", "recall": "recall"}
     return {name: shown for name, shown in words.items() if any(name in row for row in rows)}
 
@@ -296,8 +296,8 @@ def search_tables(document: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def evaluator_table(entry: Mapping[str, Any], name: str, figures: Mapping[str, Any]) -> Table:
-    """Return the figures of another evaluator; longer values are in the JSON alone."""
-    table = make_table(f"{name} · {entry['name']} {entry['split']}", ("figure",), ("value",))
+    """Return the metrics of another evaluator; longer values are only in the JSON."""
+    table = make_table(f"{name} · {entry['name']} {entry['split']}", ("metric",), ("value",))
     for figure, value in figures.items():
         if isinstance(value, float):
             table.add_row(label_figure(figure), format_figure(figure, value))

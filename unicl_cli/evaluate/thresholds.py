@@ -1,4 +1,4 @@
-"""Thresholds of classes: a logistic scale and bias for all scores, and the cut of each class with the largest F1."""
+"""Class thresholds: a logistic scale and bias for all scores, and per class the threshold with the largest F1."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SLACK = 1e-6
 """A threshold lies this share below the lowest probability that it accepts, so that rounding loses no answer."""
 STEPS, HALVINGS = 60, 40
 CLOSE = 1e-13
-"""Predicted decrease of the mean loss at which Newton's method has arrived."""
+"""Predicted decrease of the mean loss at which Newton's method has converged."""
 
 
 class Calibration(NamedTuple):

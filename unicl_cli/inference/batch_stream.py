@@ -57,7 +57,7 @@ class BatchStream(Generic[P, R]):
                     return
                 self.arrived.put((item, self.pool.submit(self.work, item)))
             self.arrived.put(End(None))
-        except Exception as error:  # noqa: BLE001 - raised again in the thread that can tell the user
+        except Exception as error:  # noqa: BLE001 - raised again in the thread that can report it
             self.arrived.put(End(error))
 
     def next_part(self) -> tuple[list[tuple[P, Future[R]]], End | None]:

@@ -122,8 +122,8 @@ def answer_images(
     for part in read_batches(images, transform, batch=batch, fetch=fetch):
         problems = part.problems(device)
         good = [row for row, problem in enumerate(problems) if problem is None]
-        told = answer(part.pixels[torch.tensor(good)].to(device)) if good else ()
-        found = dict(zip(good, told, strict=True))
+        results = answer(part.pixels[torch.tensor(good)].to(device)) if good else ()
+        found = dict(zip(good, results, strict=True))
         blank = dict.fromkeys(fields)
         rows = zip(part.images, problems, strict=True)
         yield [
@@ -133,10 +133,10 @@ def answer_images(
 
 def share_problems(part: Sequence[str | None], device: torch.device) -> list[str | None]:
     """Gather the problems of all ranks from those of this rank's part; None for an image that was read."""
-    told = torch.zeros(len(part), REASON_BYTES, dtype=torch.uint8)
+    reasons = torch.zeros(len(part), REASON_BYTES, dtype=torch.uint8)
     for row, item in enumerate(part):
         if item is not None:
             text = (item or "cannot be read").encode(errors="replace")[:REASON_BYTES]
-            told[row, : len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    rows = gather(told.to(device)).cpu()
+            reasons[row, : len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    rows = gather(reasons.to(device)).cpu()
     return [bytes(row[row > 0].tolist()).decode(errors="ignore") or None for row in rows]

@@ -29,7 +29,7 @@ REASONS = {
     "unsupported_format": "an image format that cannot be read (SVG, HEIC)",
     "bomb": "too many pixels",
     "truncated": "an image that is cut off",
-    "out_of_memory": "an image that needs more memory than there is",
+    "out_of_memory": "an image that needs more memory than is available",
 }
 """Words for `ImageError.reason`; for other reasons the detail says more."""
 

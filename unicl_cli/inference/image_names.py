@@ -27,7 +27,7 @@ def check_inputs(inputs: list[str], *, stdin_image: bool) -> None:
 
 
 def check_any_exists(inputs: list[str], *, has_rows: bool) -> None:
-    """Raise UniclError if each input names a file that is missing, unless JSON or CSV rows tell it (``has_rows``)."""
+    """Raise UniclError if each input names a file that is missing, unless JSON or CSV rows report it (``has_rows``)."""
 
     def is_missing(name: str) -> bool:
         is_url = name.lower().startswith(("http://", "https://"))

@@ -33,7 +33,7 @@ CLOSE = 0.1
 
 
 class ProbeFacts(Document):
-    """Metadata of a saved probe: all that is needed beside its tensors."""
+    """Metadata of a saved probe: all that is needed besides its tensors."""
 
     schema_: Literal["unicl/probe-weights/1", "unicl/probe-weights/2"] = Field(alias="schema")
     model: str

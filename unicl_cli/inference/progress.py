@@ -10,8 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from unicl_cli.core.dist import rank
-from unicl_cli.core.sinks import LINE_SECONDS
-from unicl_cli.errors import escape_control, is_live, is_quiet, write_line
+from unicl_cli.errors import LINE_SECONDS, escape_control, is_live, is_quiet, write_line
 from unicl_cli.formats import format_duration
 
 

@@ -19,7 +19,7 @@ from unicl_cli.inference.encoder import Encoder
 
 SHOWN = 5
 MANY_CLASSES = 100
-"""The most classes whose prompts in several templates a pair score takes without being asked to."""
+"""Maximum number of classes that a pair score takes in several templates without the user's consent."""
 
 ALL = slice(None)
 """All classes of a scorer."""
@@ -169,7 +169,9 @@ def make_head_scorer(encoder: Encoder, loss: Any, classes: Sequence[ClassName]) 
         with torch.no_grad(), full_precision(pooled):
             return loss.head(pooled).float()[:, taken[classes]].masked_fill(hidden[classes], -torch.inf)
 
-    told = f"{len(unknown)} of {len(classes)} classes are unknown to the model's classifier: {shorten_names(unknown)}"
+    warning = (
+        f"{len(unknown)} of {len(classes)} classes are unknown to the model's classifier: {shorten_names(unknown)}"
+    )
     return Scorer(
         encode=encode,
         classify=classify,
@@ -178,12 +180,12 @@ def make_head_scorer(encoder: Encoder, loss: Any, classes: Sequence[ClassName]) 
         cosines=False,
         first=torch.arange(len(classes)),
         known=~hidden.cpu(),
-        warnings=(told,) if unknown else (),
+        warnings=(warning,) if unknown else (),
     )
 
 
 def no_class_known(model: str, names: Sequence[str]) -> UniclError:
-    """Return the error for a classifier none of whose own classes is asked for."""
+    """Return the error for a classifier whose own classes do not include any of the requested ones."""
     return UniclError(
         f"model {model} knows none of these classes: {shorten_names(names)}",
         "use a model with a text tower, or `unicl probe`: this one has a classifier of its own classes",
@@ -212,7 +214,7 @@ def make_pair_scorer(
     check_prompt_count(loss, len(prompts), len(shared.texts))
     tokens = tokenizer(shared.texts)
     check = getattr(loss, "check_prompts", None)
-    told: Sequence[str] = () if check is None else check(tokens, tokenizer)
+    prompt_warnings: Sequence[str] = () if check is None else check(tokens, tokenizer)
     weights = shared.weights.to(encoder.device)
 
     def encode(images: Tensor) -> Tensor:
@@ -234,7 +236,7 @@ def make_pair_scorer(
         warnings=(
             *warn_about_duplicates(classes, shared.duplicates),
             *warn_about_cuts(count_cut(shared.texts, tokens, tokenizer), len(shared.texts), tokenizer.context_length),
-            *told,
+            *prompt_warnings,
         ),
     )
 
@@ -274,9 +276,9 @@ def group_prompts(prompts: Sequence[Sequence[str]]) -> SharedPrompts:
 
 
 def check_prompt_count(loss: Any, classes: int, prompts: int) -> None:
-    """Raise UniclError for several ``prompts`` a class above ``MANY_CLASSES`` classes: each image is scored with each.
+    """Raise UniclError for several ``prompts`` per class above ``MANY_CLASSES`` classes.
 
-    A loss whose scores are cheap, or whose user has been asked, has ``many_prompts``.
+    Each image is scored with each prompt. A loss whose scores are cheap or whose user agreed has ``many_prompts``.
     """
     if classes <= MANY_CLASSES or prompts < 2 * classes or getattr(loss, "many_prompts", False):
         return

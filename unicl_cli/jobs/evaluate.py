@@ -1,4 +1,4 @@
-"""The document of `unicl eval`, and the figures of a validation during training: evaluators run on corpora."""
+"""The document of `unicl eval`, and the metrics of a validation during training: evaluators run on corpora."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Return the document of `unicl eval`, the same on every rank.
 
-    ``data`` None means the corpora of the model's recipe, ``evaluators`` None means zeroshot and retrieval. An
-    evaluator that was asked for by name and does not fit a corpus is told as a warning. ``candidates`` are the classes
-    that zeroshot may answer.
+    ``data`` None means the corpora of the model's recipe, ``evaluators`` None means zeroshot and retrieval. For an
+    evaluator that is named but does not fit a corpus there is a warning. ``candidates`` are the classes that zeroshot
+    may answer.
     """
     options = {"zeroshot": {"candidates": candidates}}
     made = {
@@ -86,7 +86,7 @@ def measure(
     batch: int,
     tell_unfit: bool = False,
 ) -> dict[str, Any]:
-    """Return one entry of the document: the figures of the evaluators that fit the model and the split.
+    """Return one entry of the document: the metrics of the evaluators that fit the model and the split.
 
     Raises UniclError if none does.
     """
@@ -123,7 +123,7 @@ def add_overlap(entry: dict[str, Any], overlap: Overlap) -> dict[str, Any]:
 
 
 def add_figures(entry: dict[str, Any], name: str, figures: dict[str, Any]) -> None:
-    """Put an evaluator's figures into the entry: those of zeroshot beside its name, others under their own key."""
+    """Put an evaluator's metrics into the entry: those of zeroshot at its top level, others under their own key."""
     if name == "zeroshot":
         entry |= figures
     elif name == "retrieval":
@@ -134,7 +134,7 @@ def add_figures(entry: dict[str, Any], name: str, figures: dict[str, Any]) -> No
             json.dumps(figures, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise UniclError(
-                f"evaluator '{name}' returned figures that JSON cannot hold: {error}", "fix or update the plugin"
+                f"evaluator '{name}' returned values that JSON cannot hold: {error}", "fix or update the plugin"
             ) from error
         entry.setdefault("evaluators", {})[name] = figures
 
@@ -149,11 +149,11 @@ def measure_validation(
     candidates: Literal["all", "corpus"] = "all",
     evaluators: Sequence[Part] | None = None,
 ) -> dict[str, Any]:
-    """Return the few figures of a validation during training, the same on every rank; ``limit`` rows of each kind.
+    """Return the main metrics of a validation during training, the same on every rank; ``limit`` rows of each kind.
 
     ``top1`` of the rows with labels (None with a ``reason`` if there is a single candidate), ``map`` of rows with label
     sets, and the number of ``candidates``; ``text_to_image_r1`` and ``image_to_text_r1`` of those with captions;
-    nothing for a loss that scores no classes. ``evaluators`` None means zeroshot and retrieval; figures of others begin
+    nothing for a loss that scores no classes. ``evaluators`` None means zeroshot and retrieval; metrics of others begin
     with their name: ``knn_top1``. ``loaded.step`` may be plain, DDP or FSDP2: all ranks call this together. It is left
     in the mode in which it was. Precision is the caller's autocast.
     """
@@ -177,7 +177,7 @@ def main_figures(
     limit: int | None,
     candidates: Asked,
 ) -> dict[str, Any]:
-    """Return the main figures of each evaluator that fits."""
+    """Return the main metrics of each evaluator that fits."""
     values: dict[str, Any] = {}
     loaded = encoder.loaded
     for part in evaluators:

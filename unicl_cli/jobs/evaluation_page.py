@@ -1,4 +1,4 @@
-"""HTML page of `unicl eval`: figures, recall per class, confusion pairs, and the most confident mistakes as images."""
+"""HTML page of `unicl eval`: metrics, recall per class, confusion pairs, and the most confident mistakes as images."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def evaluation_page(document: Mapping[str, Any], kept: Sequence[AnswerColumns], 
 
 
 def entry_figures(entry: Mapping[str, Any]) -> Iterator[Html]:
-    """Yield the main figures of one data set, its warnings, and its recalls in retrieval."""
+    """Yield the main metrics of one data set, its warnings, and its recalls in retrieval."""
     named = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class", "map": "mAP"}
     tiles: list[tuple[str, object]] = [
         (words, with_interval(entry, name, " %")) for name, words in named.items() if entry.get(name) is not None
@@ -107,7 +107,7 @@ def entry_figures(entry: Mapping[str, Any]) -> Iterator[Html]:
 
 
 def label_set_sections(entry: Mapping[str, Any]) -> Iterator[Html]:
-    """Yield the figures of groups and ranks, and the average precision of each class, the lowest first."""
+    """Yield the metrics of groups and ranks, and the average precision of each class, the lowest first."""
     groups = [
         (name, f"{own['classes']:,}", with_interval(own, "map"), with_interval(own, "top1") if "top1" in own else "")
         for name, own in entry.get("per_group", {}).items()
@@ -167,7 +167,7 @@ def pairs_section(
         for pair, count in shown
     ]
     head = ("", "class", "answered", "images", "% of the class")
-    note = f"{len(mistakes):,} of {entry['n']:,} images are answered with another class, in {len(counts):,} pairs."
+    note = f"{len(mistakes):,} of {entry['n']:,} images are classified as another class, in {len(counts):,} pairs."
     if len(counts) > len(shown):
         note += f" The {len(shown)} most frequent pairs are shown."
     return section("Confusion pairs", html.table(head, rows, left=3), note=note)
@@ -187,7 +187,7 @@ def mistakes_section(mistakes: Sequence[Mistake], images: RowImages) -> Html:
         )
         for mistake in shown
     )
-    note = f"The {len(shown)} wrong answers of which the model is surest. Check their labels first: they may be wrong."
+    note = f"The {len(shown)} most confident wrong predictions. Check their labels first: they may be wrong."
     return section("Most confident mistakes", wall, note=note)
 
 
@@ -222,10 +222,10 @@ def calibration_section(entry: Mapping[str, Any]) -> Html:
 
 
 def evaluator_section(name: str, figures: Mapping[str, Any]) -> Html:
-    """Return the figures of another evaluator; longer values are in the JSON alone."""
+    """Return the metrics of another evaluator; longer values are only in the JSON."""
     rows = [
         (key, f"{value:.4g}" if isinstance(value, float) else value)
         for key, value in figures.items()
         if isinstance(value, int | float | str)
     ]
-    return section(name, html.table(("figure", "value"), rows))
+    return section(name, html.table(("metric", "value"), rows))

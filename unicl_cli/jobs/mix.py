@@ -1,4 +1,4 @@
-"""`unicl mix`: weights interpolated between a model and its fine-tuned self, and the best point of the curve."""
+"""`unicl mix`: weights interpolated between a model before and after fine-tuning, and the best point of the curve."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def load_pair(old: str, new: str) -> tuple[tuple[Loaded, Loaded], list[str]]:
     own = resized.transform.size
     again = load_published(resized.name, image_size=target[0])
     again.step.eval()
-    note = f"{resized.name}: its positions are interpolated from {own[0]} to {target[0]} pixels, as in a training"
+    note = f"{resized.name}: its positions are interpolated from {own[0]} to {target[0]} pixels, as in training"
     return ((again, second) if resized is first else (first, again)), [note]
 
 
@@ -186,7 +186,7 @@ def open_splits(both: MixPair, data: Sequence[str] | None, split: str | None) ->
 def measure_curve(
     both: MixPair, alphas: Sequence[float], corpora: Sequence[tuple[Corpus, str]], *, batch: int, accelerator: Any
 ) -> list[dict[str, Any]]:
-    """Measure each alpha: the figures of every data set, and their mean."""
+    """Measure each alpha: the metrics of every data set, and their mean."""
     step = both.base.step
     step.to(accelerator.device)
     points: list[dict[str, Any]] = []
@@ -220,7 +220,7 @@ def entry_score(entry: Mapping[str, Any]) -> float:
 def write_mixture(both: MixPair, alpha: float, out: Path) -> list[str]:
     """Write a run directory like the base's, and open_clip's layout if the model is one of open_clip's; meta.json last.
 
-    Both lie in one folder: unicl reads it as a run, open_clip as ``local-dir:OUT``. Return notes for the user.
+    Both are in one folder: unicl reads it as a run, open_clip as ``local-dir:OUT``. Return notes for the user.
     """
     out.mkdir(parents=True, exist_ok=True)
     tensors = both.interpolated(alpha)
@@ -280,7 +280,7 @@ def mix_tables(document: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def curve_table(document: Mapping[str, Any], title: str, number: int, names: Sequence[str], *, mean: bool) -> Table:
-    """Return a line per alpha: the figures ``names`` of data set ``number``, and the mean over all data sets."""
+    """Return a line per alpha: the metrics ``names`` of data set ``number``, and the mean over all data sets."""
     table = make_table(title, (), ("alpha", *map(label_figure, names), *(("mean", "best") if mean else ())))
     for point in document["curve"]:
         cells = [percent(point["data"][number][name]) for name in names]
@@ -290,5 +290,5 @@ def curve_table(document: Mapping[str, Any], title: str, number: int, names: Seq
 
 
 def figure_names(entry: Mapping[str, Any]) -> list[str]:
-    """Return the names of the figures that the table shows: top 1, mAP and the recalls at 1."""
+    """Return the names of the metrics that the table shows: top 1, mAP and the recalls at 1."""
     return [name for name in entry if name in ("top1", "map") or name.endswith("_r1")]

@@ -37,7 +37,7 @@ class Overlap(NamedTuple):
     def warning(self) -> str:
         """Return the warning that names both numbers."""
         what = f"{self.trained:,} of {self.images:,} evaluated images were trained on"
-        return f"{what}: the figures will look too good"
+        return f"{what}: the results will look too good"
 
 
 def find_overlap(recipes: Sequence[Recipe], corpus: Corpus, split: str) -> Overlap:

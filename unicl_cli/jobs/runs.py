@@ -78,7 +78,7 @@ def describe_run(run: Path, status: Mapping[str, Any]) -> Iterator[str]:
 
 
 def validation_cells(row: Mapping[str, Any], name: str) -> tuple[str, str]:
-    """Return the step of a validation, and its data and figures in a line."""
+    """Return the step of a validation, and its data and metrics in a line."""
     return f"step {row['step']:,}", f"{name}: {format_figures(row)}"
 
 

@@ -88,7 +88,7 @@ def choose_corpus(corpora: Sequence[Corpus], model: str) -> Corpus:
 
 
 def warn_about_fit(found: FittedCut) -> list[str]:
-    """Return warnings about scores that do not tell positives from others, and about rare classes."""
+    """Return warnings about scores that do not separate positives from others, and about rare classes."""
     warnings: list[str] = []
     if found.calibration.scale <= 0:
         warnings.append("images with a class do not score higher than those without it: the thresholds mean nothing")

@@ -1,4 +1,4 @@
-"""The evaluated classes that a model was trained on with labels: on such classes no figure is zero-shot."""
+"""The evaluated classes that a model was trained on with labels: on such classes no result is zero-shot."""
 
 from __future__ import annotations
 

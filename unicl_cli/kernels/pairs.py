@@ -1,4 +1,4 @@
-"""The pairs of rows and answers that a loss counts, in O(b + B) numbers, and the interface of a kernel over them."""
+"""The pairs of rows and candidates that a loss counts, in O(b + B) numbers, and the interface of a kernel over them."""
 
 from typing import NamedTuple, Protocol
 
@@ -15,7 +15,7 @@ Grads = tuple[Tensor | None, Tensor | None]
 
 
 class Unknown(NamedTuple):
-    """Pairs that are hidden because their bits meet: the groups that a row lacks, and the group of a column."""
+    """Pairs hidden because they share a bit: groups that a row is not annotated for, and the group of a column."""
 
     rows: Tensor  # (b,) int64
     columns: Tensor  # (C,) int64
@@ -23,12 +23,12 @@ class Unknown(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """The pairs that count, in O(b + B) numbers; B answers read C columns, one each unless columns are shared."""
+    """The pairs that count, in O(b + B) numbers; B candidates read C columns, one each unless columns are shared."""
 
     row_bias: Tensor  # (b,): 0, or FAR
-    column_bias: Tensor  # (C,): log of the number of answers that read it, or FAR
+    column_bias: Tensor  # (C,): log of the number of candidates that read it, or FAR
     reads: Tensor  # (B,) int64, below C
-    positives: Tensor  # (b,) int64: number of answers that are positives of a row
+    positives: Tensor  # (b,) int64: number of candidates that are positives of a row
     pulls: tuple[tuple[Pull, ...], ...]  # one or two results, each the sum of its pulls: the mean of a row's positives
     exclude: tuple[Tensor, Tensor] | None  # int64 (b,), (C,): a pair with equal ids is hidden
     column_sums: bool  # sum down the columns too
@@ -55,17 +55,17 @@ class Kernel(Protocol):
     ) -> tuple[Tensor, Tensor]: ...
 
 
-def group_keys(rows: Tensor, answers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Group rows and answers by key: int64 (b,), (B,) -> row groups (b,), answer groups (B,), sizes (b + 1,).
+def group_keys(rows: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Group rows and candidates by key: int64 (b,), (B,) -> row groups (b,), candidate groups (B,), sizes (b + 1,).
 
-    The group of an answer is b where no row has its key; the size of a group is the number of its answers.
+    The group of a candidate is b where no row has its key; the size of a group is the number of its candidates.
     """
     ordered, order = rows.sort()
     starts = torch.zeros_like(ordered)
     starts[1:] = ordered[1:] != ordered[:-1]
     numbers = starts.cumsum(0)  # torch.unique would make the host wait
-    place = torch.searchsorted(ordered, answers).clamp(max=len(rows) - 1)
-    theirs = torch.where(ordered[place] == answers, numbers[place], len(rows))
+    place = torch.searchsorted(ordered, candidates).clamp(max=len(rows) - 1)
+    theirs = torch.where(ordered[place] == candidates, numbers[place], len(rows))
     sizes = theirs.new_zeros(len(rows) + 1).index_add_(0, theirs, torch.ones_like(theirs))
     mine = torch.empty_like(order).scatter_(0, order, numbers)
     return mine, theirs, sizes
@@ -80,18 +80,18 @@ def pairs_of(
     column_sums: bool = False,
     shared: tuple[Tensor, int] | None = None,
 ) -> Pairs:
-    """Find the positives of each row: int64 (b,), (B,) keys -> answers with an equal key, not NO_KEY, not excluded.
+    """Find the positives of each row: int64 (b,), (B,) keys -> candidates with an equal key, not NO_KEY, not excluded.
 
-    ``shared`` is for B answers that read fewer columns: the column of each, int64 (B,), and the number of columns. A
-    column counts in a row's sum once for each answer that reads it and is not hidden. Not together with ``exclude``.
+    ``shared`` is for B candidates that read fewer columns: the column of each, int64 (B,), and the number of columns.
+    A column counts in a row's sum once for each candidate that reads it and is not hidden. Not with ``exclude``.
     """
-    row_group, answer_group, sizes = group_keys(row_keys, column_keys)
+    row_group, candidate_group, sizes = group_keys(row_keys, column_keys)
     count = sizes[row_group].masked_fill(row_keys == NO_KEY, 0)
-    groups = [(row_group, answer_group, 1.0)]
+    groups = [(row_group, candidate_group, 1.0)]
     if exclude is not None:
-        row_id, answer_id, _ = group_keys(*exclude)
+        row_id, candidate_id, _ = group_keys(*exclude)
         span = len(row_keys) + 1
-        twin, twins, sizes = group_keys(row_group * span + row_id, answer_group * span + answer_id)
+        twin, twins, sizes = group_keys(row_group * span + row_id, candidate_group * span + candidate_id)
         count = count - sizes[twin].masked_fill(count == 0, 0)
         groups.append((twin, twins, -1.0))
     share = count.to(dtype).clamp(min=1).reciprocal().masked_fill(count == 0, 0)
@@ -105,7 +105,7 @@ def pairs_of(
 
 
 def add_columns(pairs: Pairs, hidden: Tensor, image: tuple[Pull, ...]) -> Pairs:
-    """Append a column with one answer for each of ``hidden``, bool (columns,), and take other pulls of the images."""
+    """Append one column with one candidate per entry of ``hidden``, bool (columns,); replace the pulls of images."""
     columns = len(pairs.column_bias)
     own = torch.arange(columns, columns + len(hidden), device=pairs.reads.device)
     bias = torch.cat([pairs.column_bias, hidden.to(pairs.column_bias.dtype) * FAR])

@@ -1,4 +1,4 @@
-"""The positives of rows as groups that rows and answers share, and their sums: no matrix of pairs."""
+"""The positives of rows as groups that rows and candidates share, and their sums ("pulls"): no matrix of pairs."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -72,7 +72,7 @@ class Bags(NamedTuple):
 
     def sum_groups(self, x: Tensor, reads: Tensor, out: SumShape, strength: Tensor | None = None) -> Tensor:
         item = self.order.div(self.group.shape[1], rounding_mode="floor")
-        # what is in no group weighs nothing: all of it reads one row, which is then in the cache
+        # items in no group have weight 0: they all read one row, which is then in the cache
         item.masked_fill_(torch.arange(len(item), device=item.device) >= self.starts[-1], 0)
         weight = self.weight.reshape(-1)[self.order]
         if strength is not None:
@@ -103,10 +103,10 @@ def make_bags(group: Tensor, weight: Tensor, groups: int) -> Bags:
 
 
 class Pull(NamedTuple):
-    """For each row, the weighted sum over its groups of the weighted sums of the columns that their answers read."""
+    """For each row, the weighted sum over its groups of the weighted sums of the columns that their candidates read."""
 
     rows: Side | Bags
-    answers: Side | Bags
+    candidates: Side | Bags
     groups: int
 
 
@@ -116,12 +116,12 @@ def _feature_slices(q: Tensor, pull: Pull) -> Iterator[slice]:
 
 
 def pull_sums(q: Tensor, k: Tensor, reads: Tensor, pulls: tuple[Pull, ...], dtype: torch.dtype) -> Tensor:
-    """Compute each row's product with the sum of ``pulls``: (b, D), (C, D), (B,) columns of answers -> (b,)."""
+    """Compute each row's product with the sum of ``pulls``: (b, D), (C, D), (B,) columns of candidates -> (b,)."""
     total = q.new_zeros(len(q), dtype=dtype)
     for pull in pulls:
         shape = SumShape(pull.groups, dtype)
         for features in _feature_slices(q, pull):
-            groups = pull.answers.sum_groups(k[:, features], reads, shape)
+            groups = pull.candidates.sum_groups(k[:, features], reads, shape)
             for part in cut(len(q)):
                 total[part] += pull.rows.multiply(groups, q[part, features], part)
     return total
@@ -133,11 +133,14 @@ def add_pull_gradients(
     """Add the gradients of `pull_sums` to ``dq`` and ``dk``."""
     every = torch.arange(len(q), device=q.device)
     for pull in pulls:
-        shape, to = SumShape(pull.groups, dq.dtype), reads[: len(pull.answers.group)]  # others answer another pull
+        shape, to = (
+            SumShape(pull.groups, dq.dtype),
+            reads[: len(pull.candidates.group)],
+        )  # others belong to another pull
         for features in _feature_slices(q, pull):
-            groups = pull.answers.sum_groups(k[:, features], reads, shape)
+            groups = pull.candidates.sum_groups(k[:, features], reads, shape)
             pull.rows.add_items(dq[:, features], every, groups, grad)
             del groups  # before the next of this size is made
             groups = pull.rows.sum_groups(q[:, features], every, shape, grad)
-            pull.answers.add_items(dk[:, features], to, groups)
+            pull.candidates.add_items(dk[:, features], to, groups)
             del groups

@@ -18,19 +18,19 @@ SAMPLED = 32
 class Target(NamedTuple):
     """The target of each of n rows: ``share`` of it on the rows with its text, the rest on the rows that share labels.
 
-    A caption says all labels of its row, a prompt only the class that it names. With W_ij the summed weight of the
-    labels of image i that text j says, and S_ij = 1 if the ``texts`` of rows i and j are equal, image i puts
-    share_i S_ij / sum_j S_ij + (1 - share_i) W_ij / sum_j W_ij on text j; a text does the same over the images. A row
-    without labels has share 1, a row with NO_KEY in ``texts`` has share 0.
+    A caption stands for all labels of its row, a prompt only for the class that it names. With W_ij the summed weight
+    of the labels of image i that text j stands for, and S_ij = 1 if the ``texts`` of rows i and j are equal, image i
+    puts share_i S_ij / sum_j S_ij + (1 - share_i) W_ij / sum_j W_ij on text j; a text does the same over the images. A
+    row without labels has share 1, a row with NO_KEY in ``texts`` has share 0.
 
     Labels may come in ``groups``. A pair of an image that is not annotated for a group and a prompt of that group is
     neither positive nor negative: it is hidden in both softmaxes. An image is annotated for the groups of its labels.
     From an image without annotations (``known`` 0), that of a caption alone, nothing is hidden: it is its own class.
 
-    The prompts of all ``classes`` may stand beside the texts of the rows: for images alone, as texts that nobody shows.
+    The prompts of all ``classes`` may be added to the texts of the rows: for images alone, as texts that no row shows.
 
     The caption of a row without labels may name classes. It is hidden from images of these classes, and its image from
-    texts that say one of them.
+    texts that stand for one of them.
     """
 
     texts: Tensor  # (n,) int64
@@ -59,8 +59,8 @@ class Target(NamedTuple):
             rows.shown[-count:] = number
         return rows
 
-    def said(self) -> Tensor:
-        """Return the labels that each row's text says, (n, S) int64."""
+    def text_labels(self) -> Tensor:
+        """Return the labels that each row's text stands for, (n, S) int64."""
         if self.shown is None:
             return self.labels
         alone = F.pad(self.shown[:, None], (0, self.labels.shape[1] - 1), value=NO_LABEL)
@@ -87,7 +87,7 @@ class _Numbering(NamedTuple):
 
     groups: int
     row: Tensor  # (b, S) int64: the group of each entry of this rank's images; ``groups`` without a label
-    answer: Tensor  # (B, S) int64: the same of the texts of all ranks
+    candidate: Tensor  # (B, S) int64: the same of the texts of all ranks
 
 
 def mask_target(target: Target, valid: Tensor) -> Target:
@@ -108,7 +108,7 @@ def _entries(labels: Tensor, weights: Tensor | None, dtype: torch.dtype) -> _Ent
 
 
 def _count(keys: Tensor, among: Tensor, classes: int | None) -> Tensor:
-    """Count how often each key stands in ``among``, int64 of any shape; ``classes``: the keys are below it, or -1."""
+    """Count how often each key occurs in ``among``, int64 of any shape; ``classes``: the keys are below it, or -1."""
     if classes is not None:
         places = among.reshape(-1) + 1
         counts = torch.zeros(classes + 1, dtype=torch.int64, device=keys.device)
@@ -122,9 +122,9 @@ def _number(images: _Entries, texts: _Entries, classes: int | None) -> _Numberin
     entries = images.key.numel()
     if classes is not None and classes <= entries:
         return _Numbering(classes, *(x.key.masked_fill(x.key == NO_KEY, classes) for x in (images, texts)))
-    row, answer, _ = group_keys(images.key.reshape(-1), texts.key.reshape(-1))
+    row, candidate, _ = group_keys(images.key.reshape(-1), texts.key.reshape(-1))
     found = (
-        group.view_as(x.key).masked_fill(x.key == NO_KEY, entries) for group, x in ((row, images), (answer, texts))
+        group.view_as(x.key).masked_fill(x.key == NO_KEY, entries) for group, x in ((row, images), (candidate, texts))
     )
     return _Numbering(entries, *found)
 
@@ -132,13 +132,13 @@ def _number(images: _Entries, texts: _Entries, classes: int | None) -> _Numberin
 def hide_named(mine: Target, everyone: Target) -> tuple[Tensor, Tensor] | None:
     """Return a bit for each class that an image of this rank has and a caption names, or the other way round.
 
-    They are in W words, (W, b) of the images and (W, B) of the texts of all ranks: each row has a column of its own.
+    They are in W words, (W, b) of the images and (W, B) of the texts of all ranks: each row has its own column.
     """
     if mine.named is None or everyone.named is None:
         return None
     # equal numbers hide a pair: c is a class of an image and of a caption, -2 - c the other way round; NO_LABEL stays
     images = torch.cat([mine.labels, -2 - mine.named], 1)
-    texts = torch.cat([everyone.named, -2 - everyone.said()], 1)
+    texts = torch.cat([everyone.named, -2 - everyone.text_labels()], 1)
     shared = texts[torch.isin(texts, images) & (texts != NO_LABEL)].unique()  # the number of words waits for a GPU
     words = len(shared) // 62 + 1
 
@@ -152,7 +152,7 @@ def hide_named(mine: Target, everyone: Target) -> tuple[Tensor, Tensor] | None:
 
 
 def hide_unknown(mine: Target, everyone: Target, reads: Tensor, columns: int) -> Unknown | None:
-    """Return the groups that each image lacks and the group of each text column, as bits.
+    """Return the groups that each image is not annotated for, and the group of each text column, as bits.
 
     ``reads`` (B,): the column of each row of all ranks. Rows that share a column show the same prompt.
     """
@@ -169,7 +169,7 @@ def build_levels(mine: Target, everyone: Target, dtype: torch.dtype) -> Levels:
     The text pulls of all ranks together are the sum of all targets of texts over images times logits, though each rank
     has only its own images.
     """
-    images, texts = _entries(mine.labels, mine.weights, dtype), _entries(everyone.said(), mine.weights, dtype)
+    images, texts = _entries(mine.labels, mine.weights, dtype), _entries(everyone.text_labels(), mine.weights, dtype)
     asking = texts if mine.shown is None else _entries(everyone.labels, mine.weights, dtype)
     classes, tiny = None if mine.weights is None else len(mine.weights), torch.finfo(dtype).tiny
     met = _count(images.key, texts.key, classes)
@@ -179,31 +179,31 @@ def build_levels(mine: Target, everyone: Target, dtype: torch.dtype) -> Levels:
     by_row, by_text = images.weight * (rest / totals), (all_rest / heard).masked_fill(texts.weight == 0, 0)
     number = _number(images, texts, classes)
     row = make_bags(number.row, by_row, number.groups)
-    answer = make_bags(number.answer, (texts.weight > 0).to(dtype), number.groups)
+    candidate = make_bags(number.candidate, (texts.weight > 0).to(dtype), number.groups)
     label_pulls = (
-        Pull(row, answer, number.groups),
-        Pull(row._replace(weight=images.weight), answer._replace(weight=by_text), number.groups),
+        Pull(row, candidate, number.groups),
+        Pull(row._replace(weight=images.weight), candidate._replace(weight=by_text), number.groups),
     )
-    own_group, own_answers, own_sizes = group_keys(mine.texts, everyone.texts)
+    own_group, own_candidates, own_sizes = group_keys(mine.texts, everyone.texts)
     shown, all_shown = mine.texts != NO_KEY, everyone.texts != NO_KEY
     fine = (mine.share.to(dtype) / own_sizes[own_group].clamp(min=1)).masked_fill(~shown, 0)
-    all_fine = (everyone.share.to(dtype) / own_sizes[own_answers].clamp(min=1)).masked_fill(~all_shown, 0)
+    all_fine = (everyone.share.to(dtype) / own_sizes[own_candidates].clamp(min=1)).masked_fill(~all_shown, 0)
     count = len(own_group)
     own = make_bags(own_group.masked_fill(~shown, count)[:, None], fine[:, None], count)
-    answers = make_bags(own_answers.masked_fill(~all_shown, count)[:, None], all_shown.to(dtype)[:, None], count)
+    candidates = make_bags(own_candidates.masked_fill(~all_shown, count)[:, None], all_shown.to(dtype)[:, None], count)
     text_pulls = (
-        Pull(own, answers, count),
-        Pull(own._replace(weight=shown.to(dtype)[:, None]), answers._replace(weight=all_fine[:, None]), count),
+        Pull(own, candidates, count),
+        Pull(own._replace(weight=shown.to(dtype)[:, None]), candidates._replace(weight=all_fine[:, None]), count),
     )
     image, text = zip(label_pulls, text_pulls, strict=True)
     if images.key.shape[1] == 1:  # the targets of a row's image and of its text are alike
-        twins = group_keys(_pair(number.row[:, 0], own_group), _pair(number.answer[:, 0], own_answers))
+        twins = group_keys(_pair(number.row[:, 0], own_group), _pair(number.candidate[:, 0], own_candidates))
         both, met, by_row = twins[2][twins[0]], met[:, 0], by_row[:, 0]
         counts = (met - both, by_row), (own_sizes[own_group] - both, fine), (both, by_row + fine)
         entropy = -torch.stack([count * torch.xlogy(q, q) for count, q in counts]).sum(0)
         return Levels(image, text, {"image": entropy, "text": entropy})
     same = fine[:SAMPLED, None] * (mine.texts[:SAMPLED, None] == everyone.texts)
-    rest, spoken = rest[:SAMPLED], _entries(mine.said()[:SAMPLED], mine.weights, dtype)
+    rest, spoken = rest[:SAMPLED], _entries(mine.text_labels()[:SAMPLED], mine.weights, dtype)
     shared = shared_weights(_Entries(*(x[:SAMPLED] for x in images)), texts), shared_weights(spoken, asking)
     entropies = (entropy_of(same + rest * w / w.sum(1, keepdim=True).clamp(min=tiny)) for w in shared)
     return Levels(image, text, dict(zip(("image", "text"), entropies, strict=True)))
@@ -232,21 +232,23 @@ def build_other_views(
     total = (mine.weight * others).sum(1)
     positives = total > 0
     share = total.clamp(min=torch.finfo(dtype).tiny).reciprocal().masked_fill(~positives, 0)
-    answers = make_bags(number.answer, (theirs.weight > 0).to(dtype), number.groups)
+    candidates = make_bags(number.candidate, (theirs.weight > 0).to(dtype), number.groups)
     rows = make_bags(number.row, mine.weight * share[:, None], number.groups)
     without = Pull(Side(own, -mine.weight.sum(1) * share), Side(own_theirs), len(own))
     w = shared_weights(_Entries(*(x[:SAMPLED] for x in mine)), theirs)
     w = w.masked_fill(ids[0][:SAMPLED, None] == ids[1], 0)
-    return OtherViews((Pull(rows, answers, number.groups), without), positives, entropy_of(share[:SAMPLED, None] * w))
+    return OtherViews(
+        (Pull(rows, candidates, number.groups), without), positives, entropy_of(share[:SAMPLED, None] * w)
+    )
 
 
-def shared_weights(rows: _Entries, answers: _Entries) -> Tensor:
-    """Return the summed weight of the labels that k rows share with B answers, (k, B)."""
+def shared_weights(rows: _Entries, candidates: _Entries) -> Tensor:
+    """Return the summed weight of the labels that k rows share with B candidates, (k, B)."""
     key = rows.key.reshape(-1)
-    group, theirs, _ = group_keys(key, answers.key.reshape(-1))
+    group, theirs, _ = group_keys(key, candidates.key.reshape(-1))
     shared = rows.weight.new_zeros(len(rows.key), len(key) + 1)
     shared.scatter_add_(1, group.view_as(rows.key), rows.weight)
-    theirs = theirs.view_as(answers.key).masked_fill(answers.weight == 0, len(key))
+    theirs = theirs.view_as(candidates.key).masked_fill(candidates.weight == 0, len(key))
     return sum((shared.index_select(1, column) for column in theirs.unbind(1)), rows.weight.new_zeros(()))
 
 

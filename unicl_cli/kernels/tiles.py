@@ -161,8 +161,8 @@ def tiled_sums(q: Tensor, k: Tensor, scale: Tensor, pairs: Pairs, tile: int | No
     """Compute logsumexp of the logits ``scale * q k^T`` along rows and down columns, and the mean positive logit.
 
     (b, D), (C, D), () -> (b,), (C,), (b,). The mean is that of a row, 0 without positives; hidden pairs are in none of
-    the three. There is one for each entry of ``pairs.pulls``. A column shared by n answers counts n times in the sum of
-    a row, and its own sum is larger by its ``pairs.column_bias``. The second vector has no meaning unless
+    the three. There is one for each entry of ``pairs.pulls``. A column shared by n candidates counts n times in the sum
+    of a row, and its own sum is larger by its ``pairs.column_bias``. The second vector has no meaning unless
     ``pairs.column_sums``.
 
     Memory: gradients of ``q`` and ``k``, b rows, and two tiles of ``tile`` rows (default: ``CELLS / C``, 128 to 4096);

@@ -11,9 +11,9 @@ from unicl_cli.kernels import triton_kernels
 from unicl_cli.kernels.pairs import FAR, Grads, Pairs, Sums, lse_
 
 PROGRAMS = 512
-"""Fewest programs of a launch, if there is work for them: a few for each multiprocessor of a GPU."""
+"""Minimum number of programs of a launch, if there is work for them: a few for each multiprocessor of a GPU."""
 PARTIAL = 1 << 23
-"""Most numbers that one launch leaves for a second reduction."""
+"""Maximum number of values that one launch leaves for a second reduction."""
 
 _KERNELS: Any = triton_kernels  # launched by Triton's kernel[grid](...)
 

@@ -26,7 +26,7 @@ def start_accelerator(precision: str = "auto", devices: str = "auto") -> Any:
     cpu = devices.startswith("cpu") or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     if precision == "auto":
         precision = "bf16" if not cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
-    if precision == "fp16" and cpu:  # accelerate would go on in fp32 and say nothing
+    if precision == "fp16" and cpu:  # accelerate would continue in fp32 without a warning
         raise UniclError("precision: fp16 needs a GPU", "set precision=auto, bf16 or fp32")
     mixed = "no" if precision == "fp32" else precision
     ignore_accelerate_variables(mixed, cpu="1" if cpu else "no")

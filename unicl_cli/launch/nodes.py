@@ -39,7 +39,7 @@ class NumberedRendezvous(RendezvousHandler):
         return call_in_thread(self.meet)
 
     def meet(self) -> RendezvousInfo:
-        """Wait for the other nodes and compare their numbers and recipes."""
+        """Wait for the other nodes; compare their ranks and recipes."""
         met = self.inner.next_rendezvous()
         store = PrefixStore("numbered", met.store)
         rank, numbers = self.nodes.rank, range(self.nodes.total)

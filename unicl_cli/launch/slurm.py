@@ -29,7 +29,7 @@ class SlurmStep(NamedTuple):
 def in_step(environ: Mapping[str, str]) -> bool:
     """Return whether this is one of several processes of an ``srun``.
 
-    ``SLURM_NTASKS`` does not tell: it is only what the job has asked for.
+    ``SLURM_NTASKS`` does not show it: it is only what the job has asked for.
     """
     numbers = (environ.get(name, "") for name in ("SLURM_PROCID", "SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS"))
     return all(number.isdecimal() for number in numbers) and int(environ["SLURM_STEP_NUM_TASKS"]) > 1
@@ -134,5 +134,5 @@ def requeue(job: str) -> None:
         reason = "" if done.returncode == 0 else done.stderr.strip() or f"exit code {done.returncode}"
     except (OSError, subprocess.SubprocessError) as error:
         reason = str(error)
-    said = f"warning: {' '.join(command)}: {reason}" if reason else f"job {job} goes back into the queue"
+    said = f"warning: {' '.join(command)}: {reason}" if reason else f"job {job} is requeued"
     write_line(said)

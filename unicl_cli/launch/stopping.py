@@ -10,7 +10,7 @@ from unicl_cli.errors import Stopped
 STOPS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
 HANGUP = getattr(signal, "SIGHUP", None)
 AT_ONCE = (signal.SIGINT, getattr(signal, "SIGQUIT", None))
-"""As a second signal, these come from a user who will not wait; others come from a scheduler that repeats itself."""
+"""As a second signal, these come from an impatient user; others come from a scheduler that repeats itself."""
 
 
 def stop_signals(*more: str) -> Iterator[signal.Signals]:

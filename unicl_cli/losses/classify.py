@@ -61,7 +61,7 @@ class SetHead(nn.Linear):
 class CrossEntropy(nn.Module):
     """A linear classifier on the image tower's pooled output; rows without a label are not counted.
 
-    With label sets, each class is a question of its own (binary cross-entropy), asked of rows that know its group.
+    With label sets, each class has its own binary cross-entropy, over the rows annotated for its group.
     """
 
     score = "head"

@@ -118,10 +118,10 @@ def both_ways(
             pairs, floors = pairs._replace(pulls=(levels.image, levels.text)), levels.entropy
             if target.classes is not None:
                 everyone = everyone.with_prompts(len(target.classes))
-                beside = build_levels(target, everyone, s.dtype)
-                floors = {**floors, "image": beside.entropy["image"]}
+                with_prompts = build_levels(target, everyone, s.dtype)
+                floors = {**floors, "image": with_prompts.entropy["image"]}
                 weights = s.new_ones(len(target.classes)) if target.weights is None else target.weights
-                pairs = add_columns(pairs, weights == 0, beside.image)
+                pairs = add_columns(pairs, weights == 0, with_prompts.image)
                 k = torch.cat([k, _kernel_input(target.classes, tile).to(k.dtype)])
             unknown = hide_unknown(target, everyone, pairs.reads, len(k))
             pairs = pairs._replace(unknown=unknown, named=hide_named(target, everyone))
@@ -153,9 +153,9 @@ def supcon_loss(
     """Compute this rank's shares of the global means, each (): (n, D) unit rows of this rank, (n,) keys, (n,) ids.
 
     Every row is compared with all rows except itself (equal ``ids``); rows with an equal key are its positives; the
-    mean stands outside the log. A row without another positive gives 0 and is counted, as in the authors' code; their
-    factor temperature / 0.07 is left out. With ``keys`` unique per image it is NT-Xent.
-    SupCon (NeurIPS 2020) eq. 2; SimCLR (ICML 2020) eq. 1.
+    mean is outside the log. A row without another positive gives 0 and is counted, as in the authors' code; their
+    factor temperature / 0.07 is left out. With ``keys`` unique per image it is NT-Xent. SupCon (NeurIPS 2020) eq. 2;
+    SimCLR (ICML 2020) eq. 1.
 
     With ``labels``, int64 (n, S), NO_LABEL where a row has fewer than S, the positives of row i are the other rows that
     share labels with it, each by the summed weight of these labels; ``weights`` (classes,): None for 1 each. A row

@@ -16,7 +16,7 @@ from unicl_cli.losses.label_sets import class_weights, drop_weightless
 
 
 class SupCon(nn.Module):
-    """Contrast of image views behind its own MLP; positives have equal keys: the label, else the image itself.
+    """Contrast of image views after its own MLP; positives have equal keys: the label, else the image itself.
 
     Of rows with label sets, positives are the views that share labels, by their summed ``weights``.
     """

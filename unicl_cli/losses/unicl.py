@@ -105,7 +105,7 @@ class UniCL(nn.Module):
                 )
         if not terms or len(set(terms)) < len(terms):
             raise UniclError(f"loss.terms: {list(terms)} is empty or repeats a term", "use image, text or both")
-        if hides_named:  # pairs differ by row, so a text is a column a row; the kernel reads one word of bits a row
+        if hides_named:  # pairs differ by row, so a text is a column per row; the kernel reads one word of bits per row
             fold, tile = False, tile or HIDING_TILE
         self.terms, self.tile, self.fold, self.own_text = tuple(terms), tile, fold, own_text
         self.sets, self.label_sets, self.hides_named = SetTarget(label_sets, weights), label_sets, hides_named
@@ -115,7 +115,7 @@ class UniCL(nn.Module):
             self._read_rows()
 
     def add_class_columns(self, tokens: Tensor) -> None:
-        """Put the prompts of all classes, int64 (C, L), beside the texts of each batch, for images alone.
+        """Add the prompts of all classes, int64 (C, L), to the texts of each batch, for images alone.
 
         A row without labels has them as negatives; groups and names that hide prompts from rows hide these, too. Each
         rank encodes all of them. iCAR (arXiv:2204.10760).

@@ -74,12 +74,12 @@ def section(title: str, *inside: Html, note: str = "") -> Html:
 
 
 def numbers(facts: Sequence[tuple[str, object]]) -> Html:
-    """Return a few large figures: (name, value)."""
+    """Return a few large numbers: (name, value)."""
     return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in facts), class_="numbers")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 1) -> Html:
-    """Return a table: ``left`` columns of words, then figures. Wide tables scroll; a head of empty names is omitted."""
+    """Return a table: ``left`` columns of words, then numbers. Wide tables scroll; a head of empty names is omitted."""
 
     def line(name: str, cells: Sequence[object]) -> Html:
         return tag("tr", *(tag(name, cell, class_="word" if n < left else "figure") for n, cell in enumerate(cells)))

@@ -43,7 +43,7 @@ OPTIONS = {
     "embed_dim": "Width of the space that images and texts share.",
     "arch": "Model of open_clip with its weights, as unicl eval takes it.",
 }
-"""Options of the models that recipes name, which have no description of their own."""
+"""Options of the models that recipes name, which have no separate description."""
 
 
 def annotate(source: str) -> str:
@@ -113,7 +113,7 @@ def _write_item(item: Any, schema: type[BaseModel] | None, depth: int) -> Iterat
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:
-    """Return the section that an annotation holds, alone, in a list or beside None."""
+    """Return the section that an annotation holds, alone, in a list or in a union with None."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for each in typing.get_args(annotation) if (found := _section_of(each)) is not None), None)

@@ -53,15 +53,15 @@ def shipped_recipes() -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def find_recipe(source: str, beside: Path = Path()) -> Path:
-    """Return the file of a recipe: ``source`` is a path relative to ``beside``, or the name of a shipped recipe."""
-    if (beside / source).is_file():
-        return beside / source
+def find_recipe(source: str, relative_to: Path = Path()) -> Path:
+    """Return the file of a recipe: ``source`` is a path from ``relative_to`` on, or the name of a shipped recipe."""
+    if (relative_to / source).is_file():
+        return relative_to / source
     shipped = shipped_recipes()
     if source in shipped:
         return shipped[source]
     hint = "use a recipe file, or the name of a shipped recipe (unicl recipes ls lists them)"
-    folder = beside / source
+    folder = relative_to / source
     if (folder / RESOLVED).is_file():
         raise UniclError(f"{source}: a run, not a recipe", f"use its recipe, {source}/{RESOLVED}")
     if folder.is_dir():

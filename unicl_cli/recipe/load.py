@@ -136,25 +136,29 @@ def _check_together(recipe: Recipe) -> list[RecipeProblem]:
 
 
 def _check_evaluators(recipe: Recipe) -> list[RecipeProblem]:
-    """Return the problems of the evaluators in ``eval``, and of the choice of the best checkpoint by their figures."""
+    """Return the problems of the evaluators in ``eval``, and of the choice of the best checkpoint by their metrics."""
     found: list[RecipeProblem] = []
     figures: dict[str, None] = {}
     for number, entry in enumerate(recipe.eval):
         names = ["zeroshot", "retrieval"] if entry.evaluators is None else [each.name for each in entry.evaluators]
         if twice := next((name for name in names if names.count(name) > 1), None):
-            found.append(RecipeProblem(("eval", number, "evaluators"), f"names {twice} twice: their figures would mix"))
+            found.append(
+                RecipeProblem(
+                    ("eval", number, "evaluators"), f"names {twice} twice: their metrics would have the same names"
+                )
+            )
         if any(each.name == "zeroshot" and each.options["candidates"] != "all" for each in entry.evaluators or ()):
-            problem = "zeroshot takes its candidates from the entry: set them beside evaluators"
+            problem = "zeroshot takes its candidates from the entry: set them next to evaluators"
             found.append(RecipeProblem(("eval", number, "evaluators"), problem))
         for name in names:
             own = {"zeroshot": FIGURES[:2], "retrieval": FIGURES[2:]}.get(name, (f"{name}_",))
             figures |= dict.fromkeys(own)
     best = recipe.checkpoint.best
     if best is not None and not recipe.eval:
-        found.append(RecipeProblem(("checkpoint", "best"), "needs an entry in eval, whose figures it compares"))
+        found.append(RecipeProblem(("checkpoint", "best"), "needs an entry in eval, whose metrics it compares"))
     elif best is not None and not _is_figure(best.metric, figures):
         shown = [f"{name}…" if name.endswith("_") else name for name in figures]
-        message = f"{quote_value(best.metric)} is not a figure of eval, whose evaluators give {', '.join(shown)}"
+        message = f"{quote_value(best.metric)} is not a metric of eval, whose evaluators give {', '.join(shown)}"
         found.append(RecipeProblem(("checkpoint", "best", "metric"), message))
     return found
 

@@ -49,7 +49,7 @@ Temperature = Annotated[float, Field(ge=1e-6, le=1e6)]
 Weight = Annotated[float, Field(ge=0)]
 Templates = Annotated[tuple[str, ...], AS_LIST, Field(min_length=1)] | str
 FIGURES = ("top1", "map", "text_to_image_r1", "image_to_text_r1")
-"""Figures of a validation by the evaluators zeroshot (the first two) and retrieval."""
+"""Metrics of a validation by the evaluators zeroshot (the first two) and retrieval."""
 _PART = {"anyOf": [{"type": "string"}, {"type": "object", "properties": {"name": {"type": "string"}}}]}
 BoundPart = Annotated[InstanceOf[Part], WithJsonSchema(_PART)]
 """Part whose options `binding.bind` has checked."""
@@ -141,17 +141,17 @@ class Data(Section):
     class_names: Literal["first", "uniform"] = "first"
     """Class name in a prompt: always the first one, or one of all names at random (uniform)."""
     balance: Share = 0.0
-    """Balance of classes: drawn as often as they have rows (0), by the square root of that (0.5), or equally (1)."""
+    """Balance of classes: drawn in proportion to their rows (0), to the square root of that (0.5), or equally (1)."""
     rows_per_class: Rows | None = None
-    """Rows of each class in a batch (P×K sampling): as many different classes as fill its rows with labels, all drawn
-    equally often, in place of `balance`; null = rows of any class."""
+    """Rows of each class in a batch (P×K sampling); as many classes as fill its rows with labels, all drawn equally
+    often, instead of `balance`; null = rows of any class."""
     classes_per_batch: Rows | None = None
-    """Classes in a batch with `rows_per_class`; null = as many as fill it. Any other number is an error."""
+    """Classes in a batch with `rows_per_class`, which must fill it; null = as many as fill it."""
     ancestors: bool = True
     """Labels of a row in a taxonomy: its class and all classes above it, or its class alone (false)."""
     caption_labels: Literal["off", "hide", "positive"] = "off"
-    """Meaning of class names in captions of rows without a label: none (off), neither positives nor negatives of the
-    rows of these classes (hide), or labels of the row (positive)."""
+    """Effect of class names in captions of rows without a label: none (off), the caption is neither positive nor
+    negative for rows of these classes (hide), or they are labels of the row (positive)."""
     caption_targets: Literal["unique", "text_hash"] = "unique"
     """Positives of a caption: its own row (unique), or every row with the same text (text_hash)."""
     workers: Annotated[int, Field(ge=0, le=4096)] | Literal["auto"] = "auto"
@@ -161,11 +161,11 @@ class Data(Section):
     resize: Literal["tensor", "pillow"] = "tensor"
     """Library that resizes random crops; tensor is four times as fast, with a few pixel values off by one."""
     augment_on: Literal["loader", "device"] = "loader"
-    """Place of augmentation except crop and `rand`; device = on whole batches there, with other random numbers."""
+    """Place of augmentation, except of crop and `rand`; device = on whole batches there, with other random numbers."""
 
 
 class ModelSection(Section):
-    """Model: `name` is a part of group `unicl.encoders`, whose options are keys beside these."""
+    """Model: `name` is a part of group `unicl.encoders`, whose options are further keys here."""
 
     model_config = ConfigDict(json_schema_extra=_allow_encoder_options)
 
@@ -191,7 +191,7 @@ class Group(Section):
     match: Annotated[str, Field(min_length=1)]
     """Pattern of parameter names in model.safetensors, with `*` for any characters: `model.text.*`, `*.bias`."""
     lr_scale: Weight = 1.0
-    """Factor of the learning rate, beside those of the tower and the layer."""
+    """Factor of the learning rate, in addition to those of the tower and the layer."""
     weight_decay: Annotated[float, Field(ge=0)] | None = None
     """Weight decay of those parameters that have one; null = `optim.weight_decay`."""
     freeze: bool = False
@@ -247,7 +247,7 @@ class Eval(Section):
     corpus: str
     """Directory written by `unicl prepare`."""
     split: str | None = None
-    """Split of the corpus; null = test, or val without one."""
+    """Split of the corpus; null = test, else val."""
     every: Count = 1000
     """Steps between two evaluations."""
     batch: Rows = 512
@@ -255,7 +255,7 @@ class Eval(Section):
     limit: Count | None = None
     """Rows of each kind (labels, captions) to use; null = all."""
     candidates: Literal["all", "corpus"] = "all"
-    """Classes that may be answered: those of the corpus and of the training data, or of the corpus alone."""
+    """Classes to choose from: those of the corpus and of the training data, or of the corpus alone."""
     evaluators: Annotated[tuple[BoundPart, ...], AS_LIST, Field(min_length=1)] | None = None
     """Evaluators to run, such as `[zeroshot, knn, probe]`, or `[{name: knn, k: 5}]`; null = zeroshot and retrieval."""
 
@@ -266,7 +266,7 @@ class Log(Section):
     every: Count = 10
     """Steps between two lines of metrics.jsonl."""
     trackers: Annotated[tuple[Literal["tensorboard", "wandb"], ...], AS_LIST] = ()
-    """Trackers that also get the metrics; each needs its package."""
+    """Trackers that also receive the metrics; each needs its package."""
     project: Annotated[str, Field(min_length=1)] = "unicl"
     """Project of the run in wandb."""
 
@@ -289,9 +289,9 @@ class Checkpoint(Section):
     minutes: Positive | None = None
     """Minutes after which a checkpoint is also written; null = steps only."""
     keep: Count = 3
-    """Number of newest checkpoints to keep."""
+    """Number of the newest checkpoints to keep."""
     keep_every: Count | None = None
-    """Keep the checkpoints of multiples of this step for good; null = none."""
+    """Also keep checkpoints at multiples of this step forever; null = none."""
     asynchronous: bool = True
     """Write while training continues, from a copy in host memory; false = training waits."""
     best: Best | None = None
@@ -304,9 +304,9 @@ class Parallel(Section):
     strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
     """Strategy of several processes; auto = ddp."""
     grad_checkpoint: bool = False
-    """Recompute the blocks of the towers in the backward pass: less memory, more time, the same numbers."""
+    """Recompute the blocks of the towers in the backward pass: less memory, more time, the same results."""
     pack_texts: bool = True
-    """Encode texts without padding, and a beginning that several share only once (causal text towers)."""
+    """Encode texts without padding, and a prefix that several texts share only once (causal text towers)."""
     text_cache: Literal["auto", "off"] = "auto"
     """Cache of text features; auto = a frozen text tower encodes each text once, if texts repeat and fit in 1 GiB."""
     image_cache: Literal["auto", "off"] = "auto"
@@ -331,11 +331,11 @@ class Guard(Section):
     """Guards against divergence."""
 
     on_bad: Literal["skip", "stop"] = "skip"
-    """Reaction to a loss or gradient that is not finite: skip the update, or end the run with exit code 3 (stop)."""
+    """Reaction to a non-finite loss or gradient: skip the update, or end the run with exit code 3 (stop)."""
     max_bad_steps: Count = 10
-    """Steps in a row allowed without a finite loss or gradient; one more ends the run with exit code 3."""
+    """Consecutive steps with a non-finite loss or gradient that are allowed; one more ends the run with exit code 3."""
     max_bad_share: Share = 0.001
-    """Share of the last 10,000 steps allowed without a finite loss or gradient; overflows of fp16 do not count."""
+    """Share of the last 10,000 steps that may have a non-finite loss or gradient; overflows of fp16 do not count."""
     on_spike: Literal["warn", "rollback", "ignore"] = "warn"
     """Reaction to a loss or gradient norm far above the median of the last 200 log lines, three lines in a row;
     rollback = return to the checkpoint before it and continue with other samples."""

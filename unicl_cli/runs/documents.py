@@ -58,7 +58,7 @@ class Words(Document):
     context_length: Annotated[int, Field(ge=0, le=MAX_CONTEXT)]
     clean: bool | None = None
     most_labels: Annotated[int, Field(ge=1)] | None = None
-    """The most labels of a row of the mix; None if each had one."""
+    """Maximum number of labels of a row of the mix; None if each had one."""
 
     @model_validator(mode="after")
     def _check_hierarchy(self) -> Self:
@@ -100,7 +100,7 @@ class Meta(Document):
 
 
 class ValidationLine(Line):
-    """A line of ``eval.jsonl``: the figures of one entry of the recipe at one step."""
+    """A line of ``eval.jsonl``: the metrics of one entry of the recipe at one step."""
 
     entry: Natural | None = None
     corpus: str | None = None

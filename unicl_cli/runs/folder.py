@@ -103,11 +103,11 @@ def finished_at(run: Path) -> float:
     The clock of a file is the last resort: a copy, a download or an edit would make an old run the newest.
     """
     status = read_object(run / STATUS)
-    told: list[Any] = [
+    times: list[Any] = [
         read_object(run / META).get("finished"),
         status.get("updated") if status.get("state") == "done" else None,
     ]
-    known = [float(at) for at in told if type(at) in (int, float) and 0 < at < FAR_FUTURE]
+    known = [float(at) for at in times if type(at) in (int, float) and 0 < at < FAR_FUTURE]
     return known[0] if known else (run / META).stat().st_mtime
 
 

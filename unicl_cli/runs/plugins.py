@@ -41,7 +41,7 @@ def nested_parts(part: Part) -> Iterator[Part]:
 
 
 def load_run_recipe(run: Path, changes: Sequence[str] = ()) -> Recipe:
-    """Load the resolved recipe of a run. The error of a missing plugin tells where the plugin was."""
+    """Load the resolved recipe of a run. The error of a missing plugin says where the plugin was."""
     try:
         return load(str(run / RESOLVED), changes)
     except UniclError as error:

@@ -41,8 +41,8 @@ def summarize_run(run: Path) -> dict[str, Any]:
     try:
         status = read_status(run)
     except UniclError as error:
-        told = {"damaged": STATUS, "model": META}
-        state = next((word for word, file in told.items() if (run / file).exists()), "not begun")
+        states = {"damaged": STATUS, "model": META}
+        state = next((word for word, file in states.items() if (run / file).exists()), "not begun")
         return {"run": str(run), "state": state, "age_s": seconds_since_change(run), "reason": error.message}
     metric, best = best_of(read_validations(run)) or (None, None)
     kept = {key: status.get(key) for key in ("step", "steps", "world", "eta_s", "img_s", "last_loss")}

@@ -82,14 +82,14 @@ def group_rows(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
 
 
 def best_step(figures: Mapping[int, float], mode: Literal["max", "min"] = "max") -> int | None:
-    """Return the step with the best figure; of equal ones the first. None without figures."""
+    """Return the step with the best value; of equal ones the first. None without metrics."""
     choose = max if mode == "max" else min
     best = choose(figures.values(), default=None)
     return min((step for step, value in figures.items() if value == best), default=None)
 
 
 def best_of(rows: Iterable[Row]) -> tuple[str, float] | None:
-    """Return the name of the first figure of the main entry, and its largest value."""
+    """Return the name of the first metric of the main entry, and its largest value."""
     for _, own in group_rows(list(rows)):
         figures = [(key, value) for row in own for key, value in row.items() if isinstance(value, float)]
         if figures:

@@ -1,1 +1,1 @@
-"""Files and what guards them: whole or absent, read with bounds, on disks and object stores; locks, JSON, streams."""
+"""Files on disks and object stores: atomic writes, bounded reads, locks, JSON, streams."""

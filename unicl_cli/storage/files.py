@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whatever kills the process; temporary names that only unicl writes."""
+"""Atomic writes: a file is whole or absent, whatever kills the process; temporary names that only unicl writes."""
 
 import errno
 import io

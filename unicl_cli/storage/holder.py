@@ -109,7 +109,7 @@ def read_holder(path: Path) -> Holder | None:
 
 
 def read_age(path: Path) -> float | None:
-    """Return the seconds since the last sign of life in a lock file; None if the store tells no times. OSError."""
+    """Return the seconds since the last sign of life in a lock file; None if the store has no times. OSError."""
     probe = temporary_name(path.parent)
     try:
         if isinstance(path, RemotePath):

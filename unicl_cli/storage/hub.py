@@ -1,6 +1,7 @@
 """Files of open_clip models by name (local folder, open_clip's own list, hub), and errors of the hub."""
 
 import errno
+import re
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -28,6 +29,7 @@ TOKENIZER = (
     "added_tokens.json",
     "config.json",
 )
+LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]{0,60}")
 MAX_CONFIG_BYTES = 16_000_000
 LOG_IN = "then log in with `hf auth login` (or set HF_TOKEN)"
 T = TypeVar("T")
@@ -137,7 +139,7 @@ def read_config(path: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         if not all(isinstance(config[key], dict) for key in ("vision_cfg", "text_cfg")):
             raise TypeError("vision_cfg and text_cfg are mappings")
         if not isinstance(config["text_cfg"].get("hf_model_name", ""), str):
-            raise TypeError("text_cfg.hf_model_name is not a text")
+            raise TypeError("text_cfg.hf_model_name is not a string")
         return config, dict(whole.get("preprocess_cfg", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UniclError(
@@ -267,6 +269,27 @@ def not_cached(repo: Repo) -> UniclError:
         f"{repo.name}: not in the hub's cache, and HF_HUB_OFFLINE is set",
         f"unset HF_HUB_OFFLINE once to download it, or {repo.otherwise}",
     )
+
+
+def check_repo(name: str) -> None:
+    """Raise UniclError unless ``name`` can be that of a repository."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise bad_name(name) from error
+    if name.count("/") != 1:
+        raise bad_name(name)
+
+
+def check_licence(licence: str) -> None:
+    """Raise UniclError unless ``licence`` is an identifier as a card has it."""
+    if not LICENCE.fullmatch(licence):
+        raise UniclError(
+            f"--license {licence}: is not an identifier of the hub", "write for example cc-by-4.0 or other"
+        )
 
 
 def bad_name(name: str) -> UniclError:

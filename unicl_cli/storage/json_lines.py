@@ -1,4 +1,4 @@
-"""Reader of files with one JSON object a line, whatever a kill or a spoilt disk has left of them."""
+"""Reader of files with one JSON object per line, whatever a kill or a faulty disk has left of them."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -25,7 +25,7 @@ _SETTLE = 1.0
 def check_unused(folder: Path, hint: str, is_own: Callable[[Path], bool] = is_leftover) -> None:
     """Raise UniclError unless ``folder`` is new, empty, or holds only what an interrupted command of unicl left.
 
-    ``is_own`` tells that of each file and folder in it. Nothing is written or removed.
+    ``is_own`` says so for each file and folder in it. Nothing is written or removed.
     """
     if not folder.is_dir():
         if folder.is_file() or os.path.lexists(folder):

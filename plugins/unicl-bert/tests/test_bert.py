@@ -59,7 +59,7 @@ def test_the_loss_is_transformers_and_gradients_reach_everything(oracle):
     from unicl_bert.masking import mask_words
 
     special = (ours.special.mask, ours.size.vocab_size)
-    hidden = mask_words(batch.tokens, batch.words, batch.dice, 0.4, special)
+    hidden = mask_words(batch.tokens, batch.words, batch.seeds, 0.4, special)
     labels = batch.tokens.masked_fill(~hidden.chosen, -100)
     expected = theirs(
         input_ids=hidden.tokens, attention_mask=batch.there.long(), token_type_ids=batch.kinds, labels=labels,

@@ -10,9 +10,9 @@ def test_masked_words_have_the_statistics_of_transformers():
     from transformers import BertTokenizer, DataCollatorForLanguageModeling
 
     rows, length, vocabulary = 400, 50, 1000
-    dice = torch.randint(0, 2**32, (rows,), generator=torch.Generator().manual_seed(0))
+    seeds = torch.randint(0, 2**32, (rows,), generator=torch.Generator().manual_seed(0))
     tokens = torch.randint(5, vocabulary - 1, (rows, length), generator=torch.Generator().manual_seed(1))
-    hidden = mask_words(tokens, torch.ones_like(tokens, dtype=torch.bool), dice, 0.15, (vocabulary - 1, vocabulary))
+    hidden = mask_words(tokens, torch.ones_like(tokens, dtype=torch.bool), seeds, 0.15, (vocabulary - 1, vocabulary))
     names = {f"w{n}": n for n in range(vocabulary)} | {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3}
     names["[MASK]"] = names.pop(f"w{vocabulary - 1}")
     words = [name for name, _ in sorted(names.items(), key=lambda pair: pair[1])]
@@ -37,13 +37,13 @@ def test_masked_words_have_the_statistics_of_transformers():
 
 
 def test_random_numbers_of_a_row_are_uniform_and_do_not_depend_on_their_count():
-    dice = torch.randint(0, 2**32, (2000,), generator=torch.Generator().manual_seed(0))
-    few, many = uniform(dice, 3, 0), uniform(dice, 40, 0)
+    seeds = torch.randint(0, 2**32, (2000,), generator=torch.Generator().manual_seed(0))
+    few, many = uniform(seeds, 3, 0), uniform(seeds, 40, 0)
     assert torch.equal(few, many[:, :3])
-    assert not torch.equal(few, uniform(dice, 3, 1))
-    assert torch.equal(uniform(dice[5:6], 3, 0), few[5:6])
+    assert not torch.equal(few, uniform(seeds, 3, 1))
+    assert torch.equal(uniform(seeds[5:6], 3, 0), few[5:6])
     counts = torch.histc(many.float(), 20, 0, 1) / many.numel()
     assert counts.min() > 0.045
     assert counts.max() < 0.055
     assert torch.corrcoef(many.T).fill_diagonal_(0).abs().max() < 0.1
-    assert torch.corrcoef(torch.stack([few[:, 0], uniform(dice, 1, 3)[:, 0]]))[0, 1].abs() < 0.06
+    assert torch.corrcoef(torch.stack([few[:, 0], uniform(seeds, 1, 3)[:, 0]]))[0, 1].abs() < 0.06

@@ -115,7 +115,7 @@ class StoredBert(Bert):
         if max(mask + 1, tokenizer.vocab_size) > size.vocab_size or length > size.positions:
             raise UniclError(
                 f"{folder}: its table has {size.vocab_size} words and {size.positions} positions, its tokenizer and "
-                f"length ask for {max(mask + 1, tokenizer.vocab_size)} and {length}",
+                f"length need {max(mask + 1, tokenizer.vocab_size)} and {length}",
                 "use the tokenizer.json of this model; lower model.text.length",
             )
         super().__init__(size, Special(tokenizer.pad_id, tokenizer.eot_id, mask), tokenizer)

@@ -31,13 +31,13 @@ class Task(NamedTuple):
     valid: Tensor
 
 
-def uniform(dice: Tensor, count: int, stream: int) -> Tensor:
-    """Return float32 (b, count) in [0, 1): number n of a row is a hash of its dice, so that no count changes another.
+def uniform(seeds: Tensor, count: int, stream: int) -> Tensor:
+    """Return float32 (b, count) in [0, 1): number n of a row is a hash of its seed, so that no count changes another.
 
-    ``dice`` int64 (b,) has 32 random bits for each row. The hash is splitmix64's finaliser; int64 wraps, and shifts are
-    cleared of the sign.
+    ``seeds`` int64 (b,) has 32 random bits for each row. The hash is splitmix64's finaliser; int64 wraps, and shifts
+    are cleared of the sign.
     """
-    x = (dice[:, None] << 31) + (torch.arange(count, device=dice.device) << 3) + stream
+    x = (seeds[:, None] << 31) + (torch.arange(count, device=seeds.device) << 3) + stream
     x = x * -7046029254386353131
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
         x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
@@ -45,15 +45,15 @@ def uniform(dice: Tensor, count: int, stream: int) -> Tensor:
     return ((x >> 40) & ((1 << 24) - 1)).float() * 2.0**-24
 
 
-def mask_words(tokens: Tensor, words: Tensor, dice: Tensor, share: float, special: tuple[int, int]) -> MaskedWords:
+def mask_words(tokens: Tensor, words: Tensor, seeds: Tensor, share: float, special: tuple[int, int]) -> MaskedWords:
     """Choose ``share`` of the ``words``, bool (b, L): 80 % become the mask, 10 % a random word, 10 % stay.
 
     ``special`` is the id of the mask and the number of words.
     """
     mask_id, vocabulary = special
-    draw = uniform(dice, tokens.shape[1], WORDS)
+    draw = uniform(seeds, tokens.shape[1], WORDS)
     chosen = words & (draw < share)
-    other = (uniform(dice, tokens.shape[1], OTHERS) * vocabulary).long()
+    other = (uniform(seeds, tokens.shape[1], OTHERS) * vocabulary).long()
     seen = torch.where(chosen & (draw < share * (MASKED + RANDOM)), other, tokens)
     return MaskedWords(seen.masked_fill(chosen & (draw < share * MASKED), mask_id), chosen)
 

@@ -45,7 +45,7 @@ class Pairs(NamedTuple):
     """bool (b, L): neither `[CLS]`, `[SEP]` nor padding."""
     is_random: Tensor
     """int64 (b,): 0 if B follows A, 1 if it is of another document."""
-    dice: Tensor
+    seeds: Tensor
     """int64 (b,): 32 random bits for each pair, of which its masked words are made."""
 
 
@@ -69,7 +69,7 @@ class TextStage(nn.Module):
 
     def forward(self, batch: Pairs) -> dict[str, Tensor]:
         special = (self.model.special.mask, self.model.size.vocab_size)
-        hidden = mask_words(batch.tokens, batch.words, batch.dice, self.share, special)
+        hidden = mask_words(batch.tokens, batch.words, batch.seeds, self.share, special)
         states = self.model.encode(hidden.tokens, batch.there, batch.kinds)
         follows, is_random = self.next(self.pool(states[:, 0]).tanh()), batch.is_random
         values = F.cross_entropy(follows, is_random, reduction="none")
@@ -100,10 +100,10 @@ def draw_pair(documents: Sequence[Sequence[Sentence]], seed: int, draw: int) -> 
 
     A random B that equals the next sentence is drawn again, up to 100 times; it then counts as the next one.
     """
-    dice = torch.Generator().manual_seed(seed_of(seed, draw, SALT, 1))
+    rng = torch.Generator().manual_seed(seed_of(seed, draw, SALT, 1))
 
     def below(count: int) -> int:
-        return int(torch.randint(count, (), generator=dice))
+        return int(torch.randint(count, (), generator=rng))
 
     own = below(len(documents))
     at = below(len(documents[own]) - 1)
@@ -118,7 +118,7 @@ def draw_pair(documents: Sequence[Sequence[Sentence]], seed: int, draw: int) -> 
 
 
 def join_pairs(
-    pairs: Sequence[tuple[Sentence, Sentence, int]], ends: tuple[int, int, int], length: int, dice: Sequence[int]
+    pairs: Sequence[tuple[Sentence, Sentence, int]], ends: tuple[int, int, int], length: int, seeds: Sequence[int]
 ) -> Pairs:
     """Build the batch of some pairs; ``ends`` are the ids of `[CLS]`, `[SEP]` and padding.
 
@@ -137,11 +137,11 @@ def join_pairs(
     )
     there = torch.arange(tokens.shape[1]) < torch.tensor([len(row) for row, _ in rows])[:, None]
     words = there & (tokens != start) & (tokens != end)
-    return Pairs(tokens, kinds, there, words, torch.tensor([y for *_, y in pairs]), torch.tensor(dice))
+    return Pairs(tokens, kinds, there, words, torch.tensor([y for *_, y in pairs]), torch.tensor(seeds))
 
 
 def train_text(source: Path, out: Path, size: Size, tokenizer_file: Path | None, numbers: Numbers) -> dict[str, float]:
-    """Train a text stream on ``source``, write it into ``out`` in transformers' layout; return the last figures.
+    """Train a text stream on ``source``, write it into ``out`` in transformers' layout; return the last metrics.
 
     ``size.vocab_size`` and ``size.positions`` are taken from tokenizer and length.
     """
@@ -190,5 +190,5 @@ def stream(documents: Sequence[Sequence[Sentence]], ends: tuple[int, int, int], 
     for step in range(numbers.steps):
         draws = range(step * numbers.batch, (step + 1) * numbers.batch)
         pairs = [draw_pair(documents, numbers.seed, draw) for draw in draws]
-        dice = [seed_of(numbers.seed, draw, SALT) for draw in draws]
-        yield step, join_pairs(pairs, ends, numbers.length, dice)
+        seeds = [seed_of(numbers.seed, draw, SALT) for draw in draws]
+        yield step, join_pairs(pairs, ends, numbers.length, seeds)

@@ -136,7 +136,7 @@ def test_unseen_words_are_named_in_one_line_and_a_class_without_words_is_refused
     loss.counts[3:6] = 1
     assert loss.check_prompts(torch.tensor([[1, 3, 4, 2]]), Names()) == []  # pyright: ignore[reportArgumentType]
     told = loss.check_prompts(torch.tensor([[1, 3, 7, 2], [1, 6, 2, 0]]), Names())  # pyright: ignore[reportArgumentType]
-    assert told == ["2 words or pieces of words of the classes are in no text of the training: word6, word7"]
+    assert told == ["2 words or pieces of words of the classes are in no training text: word6, word7"]
     with pytest.raises(UniclError, match="a class has no word"):
         loss.check_prompts(torch.tensor([[1, 3, 2], [1, 2, 0]]), Names())  # pyright: ignore[reportArgumentType]
     with pytest.raises(UniclError, match=r"loss\.pos_weight: 2 has no effect"):
@@ -181,7 +181,7 @@ def test_a_training_without_a_text_tower_scores_classes_and_names_what_it_never_
     assert main([*words, "--classes", "nine,zebra", "--template", "the digit {}."]) == 0
     out, err = capfd.readouterr()
     assert {item["label"] for item in json.loads(out)["top"]} == {"nine", "zebra"}
-    assert "are in no text of the training" in err
+    assert "are in no training text" in err
     assert err.count("\n") == 1
     images = ["prepare", "--images", str(tmp_path), "-o", str(tmp_path / "images"), "-q", "--workers", "1"]
     assert main(images) == 0
@@ -196,13 +196,13 @@ def test_counts_are_those_of_all_processes(digits: Path, tmp_path: Path) -> None
 
     from unicl_cli.api import read_tensors
     from unicl_cli.cli import main
-    from unicl_cli.testing import furthest
+    from unicl_cli.testing import max_difference
 
     file, one, two = tmp_path / "r.yaml", tmp_path / "one", tmp_path / "two"
     file.write_text(recipe_of(digits, text="null", loss="{name: bow, activation: sigmoid}"))
     assert main(["train", str(file), "-q", "--devices", "cpu:1", "--run-dir", str(one)]) == 0
     on_ranks(2, "train", file, "-q", "--run-dir", two)
-    assert furthest(one, two) < 1e-4
+    assert max_difference(one, two) < 1e-4
     assert int(read_tensors(one / "model.safetensors")["loss.counts"].sum()) > 0
 
 
@@ -211,7 +211,7 @@ def test_a_run_that_is_killed_continues_bit_for_bit(digits: Path, tmp_path: Path
     """With the counts of words, which are in the checkpoint."""
     from forked_ranks import on_ranks
 
-    from unicl_cli.testing import furthest
+    from unicl_cli.testing import max_difference
 
     file = tmp_path / "r.yaml"
     file.write_text(recipe_of(digits, text="null", loss="{name: bow, activation: sigmoid}", steps=6))
@@ -220,4 +220,4 @@ def test_a_run_that_is_killed_continues_bit_for_bit(digits: Path, tmp_path: Path
     with pytest.raises(RuntimeError, match=r"exit (code )?9"):
         on_ranks(1, *command, tmp_path / "cut", UNICL_TEST_CRASH="before_latest:step-00000004")
     on_ranks(1, *command, tmp_path / "cut")
-    assert furthest(tmp_path / "whole", tmp_path / "cut") == 0
+    assert max_difference(tmp_path / "whole", tmp_path / "cut") == 0

@@ -28,8 +28,9 @@ def build_bow(  # noqa: PLR0913 - its options are keys of the recipe
     """Prediction of the words of a text from the image, in no order (CLIP, section 2.3); needs no text tower.
 
     ``activation`` softmax: one distribution over the words, with a target of 1/k on each of the k words of a text.
-    sigmoid: each word is a question of its own, and ``pos_weight`` weighs the words that are there. A class scores the
-    ``length`` mean or sum of the log-probabilities of its words, less ``prior`` times their log-frequency in training.
+    sigmoid: each word is a separate yes-or-no question, and ``pos_weight`` weighs the words that are there. A class
+    scores the ``length`` mean or sum of the log-probabilities of its words, less ``prior`` times their log-frequency in
+    training.
     """
     from unicl_bow.loss import BagOfWords
 

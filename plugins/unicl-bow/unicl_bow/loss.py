@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from unicl_cli.api import NO_TEXT, Batch, Model, Tokenizer, UniclError, gather, share_of_mean
 
 SHOWN = 5
-"""The most words that a warning names."""
+"""Maximum number of words that a warning names."""
 PROMPTS = 1024
 """Prompts whose words are held at once, as one row of the vocabulary each."""
 
@@ -71,7 +71,7 @@ class BagOfWords(nn.Module):
             )
         if prior and activation == "sigmoid" and length == "sum":
             raise UniclError(
-                "loss.prior: with a sigmoid and length sum, long names would win by it", "set loss.length=mean"
+                "loss.prior: with a sigmoid and length sum, it would favour long names", "set loss.length=mean"
             )
         self.activation = "softmax"  # over the classes, whichever way words are predicted
         self.words, self.pos_weight, self.length, self.prior = activation, pos_weight, length, prior
@@ -131,5 +131,5 @@ class BagOfWords(nn.Module):
         decode = getattr(tokenizer, "decode", None)
         names = [f"token {word}" for word in unseen] if decode is None else decode([[word] for word in unseen])
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        told = f"{len(names)} words or pieces of words of the classes are in no text of the training"
-        return [f"{told}: {', '.join(names[:SHOWN])}{more}"]
+        warning = f"{len(names)} words or pieces of words of the classes are in no training text"
+        return [f"{warning}: {', '.join(names[:SHOWN])}{more}"]

@@ -10,7 +10,7 @@ from forked_ranks import on_ranks
 from PIL import Image
 
 from unicl_cli.cli import main
-from unicl_cli.testing import furthest, recipe_of
+from unicl_cli.testing import max_difference, recipe_of
 
 LOSS = "{name: captioner, width: 16, layers: 1, heads: 2}"
 
@@ -139,4 +139,4 @@ def test_a_run_that_is_killed_continues_bit_for_bit(digits: Path, tmp_path: Path
     with pytest.raises(RuntimeError, match=r"exit (code )?9"):
         on_ranks(1, *command, tmp_path / "cut", UNICL_TEST_CRASH="before_latest:step-00000004")
     on_ranks(1, *command, tmp_path / "cut")
-    assert furthest(tmp_path / "whole", tmp_path / "cut") == 0
+    assert max_difference(tmp_path / "whole", tmp_path / "cut") == 0

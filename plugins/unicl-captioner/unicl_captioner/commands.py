@@ -27,7 +27,7 @@ def caption(
         typer.Option("--model", metavar="MODEL", help="A run or checkpoint of the loss captioner; default: last run."),
     ] = None,
     beam: Annotated[
-        int, typer.Option(min=1, metavar="K", help="Beginnings kept at each word; 1 takes the likeliest word (greedy).")
+        int, typer.Option(min=1, metavar="K", help="Beam width: prefixes kept at each word; 1 is greedy.")
     ] = 1,
     null: Annotated[bool, typer.Option("-0", "--null", help="The list on standard input is separated by NUL.")] = False,
     stdin_image: Annotated[bool, typer.Option("--stdin-image", help="Read one image from standard input.")] = False,
@@ -36,7 +36,9 @@ def caption(
         bool, typer.Option("--allow-private", help="Allow URLs of this machine and of private networks.")
     ] = False,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Images that are captioned at once.")] = 32,
-    raw_weights: Annotated[bool, typer.Option("--raw-weights", help="Not the moving average (ema).")] = False,
+    raw_weights: Annotated[
+        bool, typer.Option("--raw-weights", help="Use the trained weights, not their moving average (ema).")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per image.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print one CSV row per image, after a header.")] = False,
 ) -> None:

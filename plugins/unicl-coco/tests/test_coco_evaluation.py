@@ -1,4 +1,4 @@
-"""AP on detections made by hand, whose figures are known; classes of detector and data that differ."""
+"""AP on detections made by hand, whose metrics are known; classes of detector and data that differ."""
 
 from pathlib import Path
 from typing import Any

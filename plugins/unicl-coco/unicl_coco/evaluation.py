@@ -103,12 +103,13 @@ def average_precisions(
 ) -> dict[str, Any]:
     """Return AP (mean over IoU 0.50, 0.55, …, 0.95), at 0.50 and 0.75, by size of object, and of each class.
 
-    ``kind`` is bbox or segm. A figure is None where the data has no such object.
+    ``kind`` is bbox or segm. A metric is None where the data has no such object.
     """
     left_out = "segmentation" if kind == "bbox" else "bbox"  # with a box, an object's size would be that of the box
     own = [{key: value for key, value in one.items() if key != left_out} for one in found]
     reference = COCO(json.loads(json.dumps(truth)))
-    run: Any = COCOeval_faster(reference, reference.loadRes(own), kind)
+    answers = reference.loadRes(own) if own else COCO({**truth, "annotations": []})  # older ones read the first answer
+    run: Any = COCOeval_faster(reference, answers, kind)
     run.evaluate()
     run.accumulate()
     run.summarize()
@@ -138,7 +139,7 @@ def evaluate(
     batch: int,
     quiet: bool,
 ) -> dict[str, Any]:
-    """Return the figures of a detector of ``classes`` on annotated images; every rank calls it."""
+    """Return the metrics of a detector of ``classes`` on annotated images; every rank calls it."""
     labels, warnings = match_classes(data, classes)
     found = detect_all(detect, data, labels, accelerator, batch=batch, quiet=quiet)
     truth = truth_of(data, masks=masks)
@@ -156,7 +157,7 @@ def evaluate(
 
 
 def show_figures(document: Mapping[str, Any]) -> None:
-    """Print the figures of an evaluation as a table, in percent."""
+    """Print the metrics of an evaluation as a table, in percent."""
     print_line(f"{document['n']:,} images, {document['objects']:,} objects, {document['detections']:,} detections")
     for kind in ("box", "mask"):
         for name, value in document.get(kind, {}).items():

@@ -35,9 +35,9 @@ def read_images(names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
 def check_size(image: Tensor, scene: CocoImage, path: Path) -> None:
     """Raise UniclError unless an image has the size that its annotations are for."""
     if tuple(image.shape[1:]) != (scene.height, scene.width):
-        found, told = f"{image.shape[2]} x {image.shape[1]}", f"{scene.width} x {scene.height}"
+        found, annotated = f"{image.shape[2]} x {image.shape[1]}", f"{scene.width} x {scene.height}"
         raise UniclError(
-            f"{path}: is {found} px, but its annotations are for {told}", "use the images they were made on"
+            f"{path}: is {found} px, but its annotations are for {annotated}", "use the images they were made on"
         )
 
 

@@ -12,7 +12,7 @@ from unicl_detect.options import FOLDER, DetectSettings
 
 from unicl_cli.api import UniclError, load_settings
 from unicl_cli.cli import main
-from unicl_cli.testing import furthest, recipe_of
+from unicl_cli.testing import max_difference, recipe_of
 
 SMALL = ("size=32", "max_size=32", "batch=2", "steps=4", "warmup=0", "milestones=[]", "log_every=1", "save_every=2")
 
@@ -110,7 +110,7 @@ def test_a_run_that_is_killed_ends_with_the_same_weights(place: Path) -> None:
     with pytest.raises(RuntimeError, match=r"exit (code )?9"):
         on_ranks(1, *train_words(place, "cut"), "-q", UNICL_TEST_CRASH="before_latest:step-00000004")
     on_ranks(1, *train_words(place, "cut"), "-q")
-    assert furthest(place / "whole", place / "cut") == 0
+    assert max_difference(place / "whole", place / "cut") == 0
 
 
 @pytest.mark.slow
@@ -122,7 +122,7 @@ def test_two_and_three_processes_train_the_weights_of_one_and_measure_the_same(p
         for one, other in zip(map(json.loads, first), map(json.loads, lines), strict=True):
             for name in [key for key in one if key.startswith("loss") or key == "grad_norm"]:
                 assert other[name] == pytest.approx(one[name], rel=2e-3), name
-    assert max(furthest(place / "on1", place / f"on{count}") for count in (2, 3)) < 5e-5
+    assert max(max_difference(place / "on1", place / f"on{count}") for count in (2, 3)) < 5e-5
     figures = [json.loads(on_ranks(count, "detect", "eval", place / "on1", "--json", "-q")) for count in (1, 2)]
     assert figures[0] == figures[1]
 

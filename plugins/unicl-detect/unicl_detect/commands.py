@@ -14,7 +14,9 @@ Data = Annotated[
     ),
 ]
 Split = Annotated[str | None, typer.Option(metavar="NAME", help="Split of the folder, such as train2017.")]
-Images = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the images. Default: SPLIT beside it.")]
+Images = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Folder of the images. Default: the folder SPLIT next to it.")
+]
 Devices = Annotated[str, typer.Option(metavar="auto|N|cpu:N", help="All GPUs, N GPUs, or N processes on the CPU.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run of unicl detect train.")]
@@ -61,7 +63,7 @@ def train(
         run_on_devices,
     )
     from unicl_detect.options import COMMAND, FOLDER, DetectSettings
-    from unicl_detect.output import describe_run, run_folder, show, tell
+    from unicl_detect.output import describe_run, run_folder, show, write_notes
 
     chosen = load_settings(settings, DetectSettings, FOLDER, overrides or ())
     name = locate_model(model)
@@ -69,21 +71,21 @@ def train(
     if dry_run:
         from unicl_detect.training import count_parameters
 
-        tell(found.notes)
+        write_notes(found.notes)
         sizes = {"images_of_data": len(found.images), "boxes": found.boxes}
         show({**sizes, **count_parameters(name, chosen, len(found.classes))}, as_json=as_json)
         return
     facts = describe_run(name, found, chosen)
     run = run_dir or run_folder(settings, facts)
     if check_settings(run, COMMAND, facts):
-        tell([f"{run}: already finished"])
+        write_notes([f"{run}: already finished"])
     else:
         stop = StopFlag()
 
         def work(accelerator: Any) -> None:
             from unicl_detect.training import train_detector
 
-            tell([] if is_peer() else found.notes)  # once, not in the process that starts the workers, too
+            write_notes([] if is_peer() else found.notes)  # once, not in the process that starts the workers, too
             place = ModuleRun(run, COMMAND, facts, chosen.save_every)
             train_detector(place, name, found, chosen, accelerator, stop)
 
@@ -108,7 +110,7 @@ def evaluate(
     """Measure box and mask AP by COCO's rules, overall, by size of object and per class."""
     from unicl_cli.api import find_coco, read_coco, read_settings, run_on_devices, write_document
     from unicl_detect.options import COMMAND
-    from unicl_detect.output import find_data, show, tell
+    from unicl_detect.output import find_data, show, write_notes
 
     facts = read_settings(run, COMMAND)
     place = find_data(run, facts, data)
@@ -126,7 +128,7 @@ def evaluate(
         own, masks = facts["classes"], not settings.boxes_only
         figures = measure(detector.detect, found, own, accelerator, masks=masks, batch=batch, quiet=as_json)
         if rank() == 0:
-            tell([f"warning: {line}" for line in figures["warnings"]])
+            write_notes([f"warning: {line}" for line in figures["warnings"]])
             document = {"schema": "unicl/detect-eval/1", "run": str(run), "data": str(found.file), **figures}
             if out is not None:
                 write_document(out, document)
@@ -144,16 +146,16 @@ def shapes(
     count: Annotated[int, typer.Option(min=1, metavar="N", help="Training images.")] = 200,
     test: Annotated[int, typer.Option(min=1, metavar="N", help="Test images.")] = 100,
     size: Size = 96,
-    most: Annotated[int, typer.Option(min=1, max=50, metavar="N", help="Most shapes in an image.")] = 4,
+    most: Annotated[int, typer.Option(min=1, max=50, metavar="N", help="Maximum number of shapes in an image.")] = 4,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the scenes.")] = 0,
 ) -> None:
     """Write a small set in COCO's layout: scenes of drawn shapes with boxes and masks."""
     from unicl_cli.api import write_shape_scenes
-    from unicl_detect.output import tell
+    from unicl_detect.output import write_notes
 
     counts = {"train": count, "test": test}
     for split, number in write_shape_scenes(folder, counts, size, most, seed).items():
-        tell([f"{folder}: {split}: {counts[split]:,} images, {number:,} shapes"])
+        write_notes([f"{folder}: {split}: {counts[split]:,} images, {number:,} shapes"])
 
 
 @app.command()
@@ -161,13 +163,13 @@ def regions(
     run: Run,
     files: Files,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="JSON file to write.")],
-    most: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Most regions of an image.")] = 36,
+    most: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Maximum number of regions per image.")] = 36,
 ) -> None:
     """Write the regions of images as JSON: boxes, and the distribution over the classes (for ViLBERT)."""
     from unicl_coco.images import read_images
 
     from unicl_cli.api import check_any_exists, write_document
-    from unicl_detect.output import tell
+    from unicl_detect.output import write_notes
     from unicl_detect.regions import find_regions
     from unicl_detect.training import load_detector
 
@@ -179,7 +181,7 @@ def regions(
         rows.append({**sides, **find_regions(detector, image, most)})
     classes = ["", *facts["classes"]]
     write_document(out, {"schema": "unicl/regions/1", "run": str(run), "classes": classes, "images": rows})
-    tell([f"{out}: {sum(len(row['boxes']) for row in rows):,} regions of {len(rows):,} images"])
+    write_notes([f"{out}: {sum(len(row['boxes']) for row in rows):,} regions of {len(rows):,} images"])
 
 
 @app.command()
@@ -187,7 +189,7 @@ def draw(
     run: Run,
     files: Files,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="PNG file to write.")],
-    least: Annotated[float, typer.Option(min=0, max=1, metavar="P", help="Least score of a detection.")] = 0.5,
+    least: Annotated[float, typer.Option(min=0, max=1, metavar="P", help="Minimum score of a detection.")] = 0.5,
 ) -> None:
     """Draw the detections in images into one picture."""
     from torchvision.transforms.functional import to_pil_image

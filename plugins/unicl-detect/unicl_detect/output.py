@@ -31,7 +31,7 @@ def find_data(run: Path, facts: Mapping[str, Any], data: Path | None) -> Path:
     return data or trained.parent.parent
 
 
-def tell(lines: Sequence[str]) -> None:
+def write_notes(lines: Sequence[str]) -> None:
     """Write lines on stderr."""
     for line in lines:
         write_note(line)

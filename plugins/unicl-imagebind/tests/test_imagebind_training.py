@@ -12,7 +12,7 @@ from media_bytes import npy, png, sound, tone
 
 from unicl_cli.cli import main
 from unicl_cli.jobs.train import image_cache
-from unicl_cli.testing import furthest
+from unicl_cli.testing import max_difference
 
 SOURCE = """
 from unicl_cli.api import NO_LABEL, ClassName, Row
@@ -169,7 +169,7 @@ def test_two_and_three_processes_train_the_weights_of_one(run: Path, corpora: Pa
     for count in (2, 3):
         other = corpora / f"{strategy}-{count}"
         on_ranks(count, "train", corpora / "r.yaml", f"parallel.strategy={strategy}", "--run-dir", other, "-q")
-        assert furthest(run, other) < 1e-4
+        assert max_difference(run, other) < 1e-4
 
 
 @pytest.mark.slow
@@ -177,7 +177,7 @@ def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(run: Path, corpora: Path) -
     other = corpora / "continued"
     half = run / "checkpoints" / "step-00000003"
     assert main(["train", str(corpora / "r.yaml"), "--run-dir", str(other), "--resume", str(half), "-q"]) == 0
-    assert furthest(run, other) == 0
+    assert max_difference(run, other) == 0
 
 
 @pytest.mark.slow
@@ -193,7 +193,7 @@ def test_images_that_are_encoded_once_survive_kills_and_are_the_same_on_two_proc
     assert "images are encoded" not in capfd.readouterr().err
     assert main([*plain, str(corpora / "once")]) == 0
     assert "images are encoded once: their tower is frozen" in capfd.readouterr().err
-    assert furthest(corpora / "each", corpora / "once") < 1e-4
+    assert max_difference(corpora / "each", corpora / "once") < 1e-4
     encode, rounds = image_cache.encode_frozen, [0]
 
     def die_in_the_third_round(*given: object) -> object:
@@ -210,6 +210,7 @@ def test_images_that_are_encoded_once_survive_kills_and_are_the_same_on_two_proc
     with pytest.raises(RuntimeError, match=r"exit (code )?9"):
         on_ranks(1, *words, corpora / "killed", UNICL_TEST_CRASH="before_latest:step-00000006")
     on_ranks(1, *words, corpora / "killed")
-    assert furthest(corpora / "once", corpora / "killed") == 0
+    on_ranks(1, *words, corpora / "whole")  # a rank has one thread; the number of threads may change the last bit
+    assert max_difference(corpora / "whole", corpora / "killed") == 0
     on_ranks(2, *words, corpora / "once-2")
-    assert furthest(corpora / "once", corpora / "once-2") < 1e-4
+    assert max_difference(corpora / "once", corpora / "once-2") < 1e-4

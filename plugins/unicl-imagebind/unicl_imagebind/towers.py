@@ -38,7 +38,7 @@ class Windows(nn.Linear):
 
 
 class Block(nn.Module):
-    """Pre-norm self-attention, with a learned key and value beside those of the tokens, and an MLP."""
+    """Pre-norm self-attention, with a learned key and value besides those of the tokens, and an MLP."""
 
     def __init__(self, width: int, heads: int, drop_path: float) -> None:
         super().__init__()

@@ -23,7 +23,7 @@ def onnx(
         list[str] | None, typer.Option(help="Prompt such as 'a photo of a {}.'; default: the model's own prompts.")
     ] = None,
     opset: Annotated[int, typer.Option(min=18, help="Version of the ONNX operator set.")] = 18,
-    raw_weights: Annotated[bool, typer.Option("--raw-weights", help="Not the moving average.")] = False,  # noqa: FBT002
+    raw_weights: Annotated[bool, typer.Option("--raw-weights", help="Use the trained weights.")] = False,  # noqa: FBT002
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,  # noqa: FBT002
 ) -> None:
     """Export a model's towers to ONNX and compare them with the model in onnxruntime."""

@@ -20,13 +20,13 @@ from unicl_onnx.graphs import ImageGraph, TextGraph, classify_graph, scale_and_b
 
 SCHEMA = "unicl/onnx/1"
 GRAPHS = ("image.onnx", "text.onnx", "classify.onnx")
-"""The files of graphs; the weights of a large one lie beside it, in a file with ``.data`` behind the name."""
+"""The files of graphs; the weights of a large one lie next to it, in a file with ``.data`` appended to its name."""
 START, END = "<start_of_text>", "<end_of_text>"
 """The tokens around a text in the tokenizers that unicl makes."""
 TOLERANCE = 1e-4
 """Largest difference allowed for unit vectors; for logits, times the scale."""
 ONE_FILE = 1_800_000_000
-"""Most bytes of weights inside a graph; larger ones go to a file beside it, since ONNX files end at 2 GiB."""
+"""Maximum bytes of weights inside a graph; larger ones go to a file next to it, since ONNX files end at 2 GiB."""
 LARGEST_BATCH = 4096
 NOWHERE: dict[str, str | None] = {"key": None, "group": None, "parent": None}
 TEXTS = ("a photo of a cat.", "dog", "the third of five small images, seen from above", "one two three four five six")

@@ -56,8 +56,8 @@ def test_boxes_of_rows_are_padded_and_a_row_or_a_whole_batch_may_lack_them():
 def test_rows_without_boxes_or_target_are_counted_and_a_corpus_of_them_is_refused():
     assert check_boxes(iter(media_of(ONE, ONE)), most=4) == check_targets(iter(media_of(ONE, ONE))) == []
     some = media_of(ONE, None, {**SQUARE, "boxes": []})
-    assert check_boxes(iter(some), most=4) == ["2 of 3 rows have no boxes: nothing is seen of their images"]
-    assert check_targets(iter(some)) == ["2 of 3 rows name none of their boxes, and are not learned from"]
+    assert check_boxes(iter(some), most=4) == ["2 of 3 rows have no boxes: the model sees nothing of their images"]
+    assert check_targets(iter(some)) == ["2 of 3 rows name none of their boxes and are not trained on"]
     with pytest.raises(UniclError, match="boxes: no row has any"):
         check_boxes(iter(media_of(None, {**SQUARE, "boxes": []})), most=4)
     with pytest.raises(UniclError, match="targets: no row names one of its boxes"):
@@ -66,8 +66,8 @@ def test_rows_without_boxes_or_target_are_counted_and_a_corpus_of_them_is_refuse
 
 def test_boxes_are_checked_against_the_image_itself():
     assert check_boxes(media_of(ONE, None, size=(20, 20)), most=4) == [
-        "1 of 2 rows have no boxes: nothing is seen of their images",
-        "1 of 2 rows have boxes for another size of their image, to which they are scaled "
+        "1 of 2 rows have no boxes: the model sees nothing of their images",
+        "1 of 2 rows have boxes for another size of their image: the boxes are scaled "
         "(first: row 'r0' is for 10 px and has 20)",
     ]
     with pytest.raises(UniclError, match="row 'r0': boxes are for 10×10 px, but the image has 12×10"):

@@ -1,4 +1,4 @@
-"""Regions of images for models that read them beside words. Factories, without torch."""
+"""Regions of images for models that read them along with words. Factories, without torch."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def five_numbers(corners: Tensor, width: float, height: float) -> Tensor:
 
 
 def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Intersection over union of (b, R, 4+) and (b, S, 4+) corners, (b, R, S); 0 beside an empty box."""
+    """Intersection over union of (b, R, 4+) and (b, S, 4+) corners, (b, R, S); 0 for an empty box."""
     one, two = boxes[..., None, :4], others[..., None, :, :4]
     sides = torch.minimum(one[..., 2:], two[..., 2:]) - torch.maximum(one[..., :2], two[..., :2])
     both = sides.clamp(min=0).prod(-1)
@@ -91,8 +91,8 @@ def parse_boxes(name: str, media: Mapping[str, bytes]) -> RowBoxes:
 def check_boxes(rows: Rows, *, most: int) -> list[str]:
     """Check the boxes of all rows before the first is used; return warnings with the number of doubtful rows.
 
-    Rows without a box are told, and rows whose image has another size than its boxes are for: a corpus may keep smaller
-    images. UniclError if a row has more than ``most``, if its image is not a square, or if no row has a box.
+    Doubtful are rows without a box, and rows whose image has another size than its boxes are for: a corpus may keep
+    smaller images. UniclError if a row has more than ``most``, if its image is not a square, or if no row has a box.
     """
     total = lacking = 0
     scaled: list[str] = []
@@ -113,10 +113,12 @@ def check_boxes(rows: Rows, *, most: int) -> list[str]:
         total, lacking = total + 1, lacking + (count == 0)
     if lacking == total:
         raise UniclError("boxes: no row has any", "prepare a corpus with boxes, or set model.regions.boxes=grid")
-    warnings = [f"{lacking:,} of {total:,} rows have no boxes: nothing is seen of their images"] if lacking else []
+    warnings = (
+        [f"{lacking:,} of {total:,} rows have no boxes: the model sees nothing of their images"] if lacking else []
+    )
     if scaled:
-        told = f"{len(scaled):,} of {total:,} rows have boxes for another size of their image, to which they are scaled"
-        warnings.append(f"{told} (first: {scaled[0]})")
+        warning = f"{len(scaled):,} of {total:,} rows have boxes for another size of their image: the boxes are scaled"
+        warnings.append(f"{warning} (first: {scaled[0]})")
     return warnings
 
 
@@ -141,7 +143,7 @@ def check_targets(rows: Rows) -> list[str]:
         raise UniclError("targets: no row names one of its boxes", 'prepare such a corpus, such as "scenes?task=refer"')
     if not lacking:
         return []
-    return [f"{lacking:,} of {len(targets):,} rows name none of their boxes, and are not learned from"]
+    return [f"{lacking:,} of {len(targets):,} rows name none of their boxes and are not trained on"]
 
 
 def read_targets(drawn: Sequence[Drawn], tokens: Tensor, text_index: Tensor) -> dict[str, Tensor]:

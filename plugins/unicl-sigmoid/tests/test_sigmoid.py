@@ -15,7 +15,7 @@ from unicl_sigmoid import build_sigmoid
 
 from unicl_cli.api import NO_LABEL, NO_TEXT, Batch, LabelSets, read_tensors, set_columns
 from unicl_cli.cli import main
-from unicl_cli.testing import FeatureTable, batch_of, furthest, recipe_of
+from unicl_cli.testing import FeatureTable, batch_of, max_difference, recipe_of
 
 ROWS, WIDTH = 7, 5
 GROUPS = (0, 0, 1, 1)
@@ -154,5 +154,5 @@ def trained_alike(folder: Path, sources: tuple[str, ...], *changes: str) -> Path
     words = ("train", str(folder / "r.yaml"), *changes, "-q", "--run-dir")
     assert main([*words, str(folder / "one"), "--devices", "cpu:1"]) == 0
     on_ranks(2, *words, folder / "two")
-    assert furthest(folder / "one", folder / "two") < 1e-4
+    assert max_difference(folder / "one", folder / "two") < 1e-4
     return folder / "one"

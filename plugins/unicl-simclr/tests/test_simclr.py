@@ -13,7 +13,7 @@ from unicl_simclr.loss import build_head, nearest_of
 
 from unicl_cli.api import NO_LABEL, NO_TEXT, Batch, Features, UniclError, supcon_loss
 from unicl_cli.cli import main
-from unicl_cli.testing import FeatureTable, batch_of, furthest
+from unicl_cli.testing import FeatureTable, batch_of, max_difference
 
 RECIPE = """
 data: {{train: [{{corpus: {corpus}}}], image_size: 16, views: 2, augment: [{{name: shift, noise: 0.1}}]}}
@@ -235,7 +235,7 @@ def test_processes_train_what_one_trains(corpora: dict[str, Path], tmp_path: Pat
             other = tmp_path / f"{strategy}-{count}"
             options = (f"parallel.strategy={strategy}", "--run-dir", other, "-q")
             on_ranks(count, "train", tmp_path / "r.yaml", *options)
-            assert furthest(one, other) < 1e-4, other
+            assert max_difference(one, other) < 1e-4, other
             for key in ("loss", "contrastive_top1", "z_norm"):
                 assert [row[key] for row in logged(other)] == pytest.approx([row[key] for row in rows], abs=1e-4), key
 
@@ -256,4 +256,4 @@ def test_a_run_that_is_killed_continues_bit_for_bit(corpora: dict[str, Path], tm
         on_ranks(1, *command, cut, UNICL_TEST_CRASH="before_latest:step-00000004")
     assert (cut / "checkpoints" / "latest").read_text().strip() == "step-00000002"
     on_ranks(1, *command, cut)
-    assert furthest(whole, cut) == 0
+    assert max_difference(whole, cut) == 0

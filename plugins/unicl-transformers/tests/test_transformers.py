@@ -16,7 +16,7 @@ from unicl_transformers import build_transformers
 
 from unicl_cli.api import UniclError, load_model
 from unicl_cli.cli import main
-from unicl_cli.testing import furthest, recipe_of
+from unicl_cli.testing import max_difference, recipe_of
 
 WORDS = ["a", "photo", "of", "cat", "dog", "zero", "one", "two", "the", "digit", "thin", "wide", ",", "."]
 TEXTS = ["a photo of a cat", "dog", "the digit two , thin , wide"]
@@ -262,7 +262,7 @@ def test_two_processes_train_the_weights_of_one_split_or_not(published, digits, 
     assert main([*train, str(tmp_path / "one"), "--devices", "cpu:1"]) == 0
     for strategy in ("ddp", "fsdp2"):
         on_ranks(2, *train, tmp_path / strategy, f"parallel.strategy={strategy}")
-        assert furthest(tmp_path / "one", tmp_path / strategy) < 1e-4
+        assert max_difference(tmp_path / "one", tmp_path / strategy) < 1e-4
 
 
 @pytest.mark.slow

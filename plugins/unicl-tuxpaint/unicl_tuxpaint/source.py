@@ -10,7 +10,7 @@ from unicl_tuxpaint.stamps import INSTALL, FoundStamps, Stamp, find_stamps, spli
 
 ALL = "all"
 SHOWN = 12
-"""The most languages that an error lists."""
+"""Maximum number of languages that an error lists."""
 
 
 class TuxPaint:

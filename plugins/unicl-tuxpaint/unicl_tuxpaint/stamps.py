@@ -18,7 +18,7 @@ ENGLISH = "en"
 SOUNDS = (".ogg", ".wav")
 INSTALL = "install them with: apt-get install tuxpaint-stamps-default; or name their folder: tuxpaint?path=FOLDER"
 MAX_TEXT = 1_000_000
-"""The most bytes of a file of captions."""
+"""Maximum number of bytes of a file of captions."""
 _VARIANT = re.compile(r"(_mirror|_flip)+$")
 _LINE = re.compile(r"([A-Za-z]{2,3}(?:_[A-Za-z]+)?(?:@[a-z]+)?)\.utf-?8=(.*)", re.IGNORECASE)
 _SPOKEN = re.compile(r"_desc(?:_(?P<language>[A-Za-z]{2,3}(?:_[A-Za-z]+)?(?:@[a-z]+)?))?$")

@@ -41,8 +41,8 @@ def batches() -> Iterator[tuple[int, Batch]]:
         told = types.gather(1, torch.rand(ROWS, SHOWN, generator=noise).argsort(1))
         features = vectors[types] + 0.5 * torch.randn(ROWS, SHOWN, FEATURES, generator=noise)
         tokens = torch.cat([torch.full((ROWS, 1), 1), told + 3, torch.full((ROWS, 1), 2)], 1)
-        dice = torch.randint(0, 2**32, (ROWS,), generator=noise)
-        extra = {"dice": dice, "features": features, "types": F.one_hot(types, TYPES).float()}
+        seeds = torch.randint(0, 2**32, (ROWS,), generator=noise)
+        extra = {"seeds": seeds, "features": features, "types": F.one_hot(types, TYPES).float()}
         rows = torch.arange(ROWS)
         images = torch.zeros(ROWS, 3, 2, 2, dtype=torch.uint8)
         yield step, Batch(images, tokens, rows, torch.full([ROWS], NO_LABEL), 2**40 + rows, rows, extra)
@@ -68,7 +68,7 @@ def referring() -> Iterator[tuple[int, Batch]]:
 
 
 class Tail:
-    """A sink that keeps the figures of the last steps."""
+    """A sink that keeps the metrics of the last steps."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []

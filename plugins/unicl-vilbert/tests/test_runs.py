@@ -1,4 +1,4 @@
-"""ViLBERT through the commands: training, figures, fine-tuning, attention maps, bad input; processes and resume."""
+"""ViLBERT through the commands: training, metrics, fine-tuning, attention maps, bad input; processes and resume."""
 
 import itertools
 import json
@@ -14,7 +14,7 @@ from unicl_regions.boxes import grid_boxes
 
 from unicl_cli.api import UniclError, load_model, read_tensors
 from unicl_cli.cli import main
-from unicl_cli.testing import furthest
+from unicl_cli.testing import max_difference
 
 SGD = ("optim={name: sgd, lr: 0.1}", "schedule={name: constant, warmup: 0}")
 
@@ -153,7 +153,7 @@ def test_rows_without_boxes_are_told_before_the_first_step_and_stop_no_batch(
     both = f"data.train=[{{corpus: {made / 'scenes'}}}, {{corpus: {made / 'shapes'}}}]"
     words = ["train", "vilbert-shapes", *small["scenes"], both, "data.mix.by=step"]
     assert main([*words, "--run-dir", str(tmp_path / "run")]) == 0
-    assert "warning: 96 of 144 rows have no boxes: nothing is seen of their images" in capsys.readouterr().err
+    assert "warning: 96 of 144 rows have no boxes: the model sees nothing of their images" in capsys.readouterr().err
 
 
 def test_figures_of_a_split_without_boxes_are_refused(run: Path, made: Path, capsys):
@@ -209,7 +209,7 @@ def test_two_and_three_processes_train_the_weights_of_one(
     for count, strategy in itertools.product((2, 3), ("ddp", "fsdp2")):
         other = tmp_path / f"{strategy}-{count}"
         on_ranks(count, "train", recipe, *changes, f"parallel.strategy={strategy}", "--run-dir", other, "-q")
-        assert furthest(one, other) < 1e-4, other
+        assert max_difference(one, other) < 1e-4, other
 
 
 @pytest.mark.slow
@@ -223,4 +223,4 @@ def test_a_stopped_run_goes_on_bit_for_bit(small: dict[str, tuple[str, ...]], tm
     shutil.rmtree(cut / "checkpoints" / "step-00000004")
     (cut / "checkpoints" / "latest").write_text("step-00000002\n")
     train("vilbert-shapes", cut, *changes)
-    assert furthest(tmp_path / "whole", cut) == 0
+    assert max_difference(tmp_path / "whole", cut) == 0

@@ -12,7 +12,7 @@ from unicl_bert.layers import Attention
 from unicl_regions.boxes import Regions
 from unicl_vilbert import build_answer, build_loss, build_refer, build_vilbert
 from unicl_vilbert.losses import ReferLoss, align_task, region_task
-from unicl_vilbert.masking import draw_dice, mask_regions
+from unicl_vilbert.masking import mask_regions, row_seeds
 from unicl_vilbert.model import Vilbert
 from unicl_vilbert.streams import CoLayer, RegionEmbedding
 
@@ -79,7 +79,7 @@ def batch_of(rows: int = 8, keys: list[int] | None = None, index: list[int] | No
         count = 5 + row % 4
         tokens[row, 0], tokens[row, 1 : 1 + count], tokens[row, 1 + count] = START, words[row, :count], END
     drawn = [Drawn(n, n, 3, torch.zeros(1), NO_LABEL, "", 0, {}) for n in range(rows)]
-    dice = draw_dice(drawn, tokens, torch.arange(rows))
+    seeds = row_seeds(drawn, tokens, torch.arange(rows))
     return Batch(
         images=torch.randint(0, 256, (rows, 3, 4, 4), generator=noise, dtype=torch.uint8),
         tokens=tokens,
@@ -87,7 +87,7 @@ def batch_of(rows: int = 8, keys: list[int] | None = None, index: list[int] | No
         labels=torch.full([rows], NO_LABEL),
         keys=2**40 + torch.arange(rows) if keys is None else torch.tensor(keys),
         draws=torch.arange(rows),
-        extra={**dice, **extra},
+        extra={**seeds, **extra},
     )
 
 
@@ -270,10 +270,10 @@ def test_a_loss_of_vilbert_on_another_model_is_one_line():
 
 
 def test_masked_regions_are_zeroed_nine_times_of_ten():
-    dice = torch.randint(0, 2**32, (2000,), generator=torch.Generator().manual_seed(0))
+    seeds = torch.randint(0, 2**32, (2000,), generator=torch.Generator().manual_seed(0))
     there = torch.ones(2000, 10, dtype=torch.bool)
     there[:, 8:] = False
-    chosen, zeroed = mask_regions(there, dice, 0.15)
+    chosen, zeroed = mask_regions(there, seeds, 0.15)
     assert not chosen[:, 8:].any()
     assert chosen[:, :8].float().mean() == pytest.approx(0.15, abs=0.01)
     assert (zeroed.sum() / chosen.sum()).item() == pytest.approx(0.9, abs=0.02)
@@ -303,12 +303,12 @@ def test_wrong_captions_are_the_neighbours_and_only_where_key_and_text_differ():
     loss, rows = build_loss(wrong=1.0), 8
     batch = batch_of(rows, keys=[1, 1, 2, 3, 4, 5, 6, 7], index=[0, 1, 2, 2, 4, NO_TEXT, 6, 7])
     tokens, has = batch.tokens[batch.text_index], batch.text_index != NO_TEXT
-    wrong = loss.choose_wrong(batch, tokens, has, batch.extra["dice"])
+    wrong = loss.choose_wrong(batch, tokens, has, batch.extra["seeds"])
     assert wrong.tolist() == [False] * 6 + [True] * 2
-    many = batch_of(2)._replace(extra={"dice": torch.arange(2)})
+    many = batch_of(2)._replace(extra={"seeds": torch.arange(2)})
     coins = [
         loss_of.choose_wrong(
-            many._replace(extra={"dice": torch.arange(2 * n, 2 * n + 2)}),
+            many._replace(extra={"seeds": torch.arange(2 * n, 2 * n + 2)}),
             many.tokens,
             has[:2],
             torch.arange(2 * n, 2 * n + 2),
@@ -324,7 +324,7 @@ def test_words_and_regions_are_predicted_on_aligned_pairs_only_unless_asked():
     for misaligned in (False, True):
         loss = build_loss(mask=1.0, misaligned=misaligned)
         parts = loss.tasks(built(), batch)
-        wrong = loss.choose_wrong(batch, batch.tokens, batch.text_index != NO_TEXT, batch.extra["dice"])
+        wrong = loss.choose_wrong(batch, batch.tokens, batch.text_index != NO_TEXT, batch.extra["seeds"])
         assert 0 < wrong.sum() < 8
         for name in ("words", "regions"):
             assert parts[name].valid.any(1).tolist() == ((~wrong) | misaligned).tolist()

@@ -11,7 +11,7 @@ from unicl_bert.masking import Task, mask_words, sum_tasks, uniform, word_task
 from unicl_regions.boxes import Regions, check_targets, pairwise_iou, read_targets
 
 from unicl_cli.api import NO_LABEL, NO_TEXT, Batch, UniclError, at_least_float32, share_of_mean
-from unicl_vilbert.masking import CAPTION, draw_dice, mask_regions
+from unicl_vilbert.masking import CAPTION, mask_regions, row_seeds
 from unicl_vilbert.model import Vilbert
 from unicl_vilbert.streams import States
 
@@ -51,7 +51,7 @@ def score_pairs(model: Vilbert, images: Tensor, tokens: Tensor, extra: Mapping[s
 
 
 class Joint(nn.Module, ABC):
-    """The common part of all objectives: the log odds of alignment as score of a pair, and figures on held-out rows."""
+    """The common part of all objectives: the log odds of alignment as score of a pair, and metrics on held-out rows."""
 
     score, activation = "pair", "sigmoid"
 
@@ -73,32 +73,32 @@ class VilbertLoss(Joint):
     """Masked words + masked regions + alignment, each with its weight (section 3.2).
 
     A wrong caption is that of the neighbour (slot XOR 1), and only if the rows' keys and texts differ. Words and
-    regions are masked in all pairs, or a mask would tell that a pair is aligned. They are predicted in aligned pairs
+    regions are masked in all pairs, or a mask would reveal that a pair is aligned. They are predicted in aligned pairs
     only, unless ``misaligned``.
     """
 
     def __init__(self, share: float, wrong: float, weights: Mapping[str, float], *, misaligned: bool) -> None:
         super().__init__()
         self.share, self.wrong, self.weights, self.misaligned = share, wrong, weights, misaligned
-        self.extra = draw_dice
+        self.extra = row_seeds
 
     def forward(self, model: Vilbert, batch: Batch) -> dict[str, Tensor]:
         return sum_tasks(self.tasks(model, batch), self.weights)
 
     def tasks(self, model: Vilbert, batch: Batch) -> dict[str, Task]:
         check_model(model)
-        dice, (tokens, has) = batch.extra["dice"], caption_tokens(batch)
-        wrong = self.choose_wrong(batch, tokens, has, dice)
+        seeds, (tokens, has) = batch.extra["seeds"], caption_tokens(batch)
+        wrong = self.choose_wrong(batch, tokens, has, seeds)
         tokens = torch.where(wrong[:, None], tokens[neighbours(tokens)], tokens)
         there = model.text.there(tokens)
         asked = (has if self.misaligned else has & ~wrong)[:, None]
         words = there & (torch.arange(tokens.shape[1], device=tokens.device) > 0) & (tokens != model.text.special.end)
         sizes = (model.text.special.mask, model.text.size.vocab_size)
-        hidden = mask_words(tokens, words & has[:, None], dice, self.share, sizes)
+        hidden = mask_words(tokens, words & has[:, None], seeds, self.share, sizes)
         found = model.find(batch.images, batch.extra)
-        chosen, zeroed = mask_regions(found.there & has[:, None], dice, self.share)
-        told = model.text.encode(hidden.tokens, there, layers=model.before)
-        states = model(told, there, found, (chosen, zeroed))
+        chosen, zeroed = mask_regions(found.there & has[:, None], seeds, self.share)
+        encoded = model.text.encode(hidden.tokens, there, layers=model.before)
+        states = model(encoded, there, found, (chosen, zeroed))
         return {
             "words": word_task(model.text.predict(states.words), tokens, hidden.chosen & asked),
             "regions": region_task(
@@ -124,11 +124,11 @@ class VilbertLoss(Joint):
         found = torch.stack([(has & ~ahead).sum(), has.sum()]).float()
         return {**figures, f"text_to_image_r1_of_{AMONG}": found}
 
-    def choose_wrong(self, batch: Batch, tokens: Tensor, has: Tensor, dice: Tensor) -> Tensor:
+    def choose_wrong(self, batch: Batch, tokens: Tensor, has: Tensor, seeds: Tensor) -> Tensor:
         """Return bool (b,): the row gets its neighbour's caption."""
         other = neighbours(tokens, alone=not self.training)
         differ = (batch.keys != batch.keys[other]) & (tokens != tokens[other]).any(1)
-        return (uniform(dice, 1, CAPTION)[:, 0] < self.wrong) & has & has[other] & differ
+        return (uniform(seeds, 1, CAPTION)[:, 0] < self.wrong) & has & has[other] & differ
 
 
 def neighbours(rows: Tensor, *, alone: bool = False) -> Tensor:

@@ -82,13 +82,13 @@ class Vilbert(nn.Module):
         regions, has_region = self.embed_regions(found, *(masked or (nothing, nothing)))
 
         def join(rows: Tensor) -> tuple[Tensor, Tensor]:
-            told, seen, there, real = words[rows], regions[rows], has_word[rows], has_region[rows]
+            text, image, there, real = words[rows], regions[rows], has_word[rows], has_region[rows]
             own = self.text.units[self.before :]
             layers = cast("Any", self.co_layers), cast("Any", self.region_layers), own
             for co_layer, layer, text_layer in zip(*layers, strict=True):
-                told, seen = co_layer(told, seen, there, real)
-                told, seen = text_layer(told, there), layer(seen, real)
-            return at_least_float32(told), at_least_float32(seen)
+                text, image = co_layer(text, image, there, real)
+                text, image = text_layer(text, there), layer(image, real)
+            return at_least_float32(text), at_least_float32(image)
 
         return States(*chunked(join, torch.arange(len(words), device=words.device), self.chunks))
 

@@ -37,10 +37,10 @@ class CoLayer(nn.Module):
     def forward(self, words: Tensor, regions: Tensor, has_word: Tensor, has_region: Tensor) -> tuple[Tensor, Tensor]:
         """(n, L, width), (n, 1 + R, width), bool (n, L), bool (n, 1 + R) -> both streams."""
         if self.crossed:
-            told, seen = self.words(words, regions, has_region), self.regions(regions, words, has_word)
+            text, image = self.words(words, regions, has_region), self.regions(regions, words, has_word)
         else:
-            told, seen = self.words(words, words, has_word), self.regions(regions, regions, has_region)
-        return self.words_feed(told), self.regions_feed(seen)
+            text, image = self.words(words, words, has_word), self.regions(regions, regions, has_region)
+        return self.words_feed(text), self.regions_feed(image)
 
 
 class RegionEmbedding(nn.Module):

@@ -26,9 +26,9 @@ from unicl_webdataset.shards import Sample, check_size, samples_of, shards_of
 
 NAMES = "classnames.txt"
 MAX_FIELD = 10_000_000
-"""The most bytes of a caption, a label or a JSON document."""
+"""Maximum number of bytes of a caption, a label or a JSON document."""
 MAX_LABEL = 1000
-"""The most letters or digits of a label, as in lists; Python converts no number of more than 4,300."""
+"""Maximum number of letters or digits of a label, as in lists; Python converts no number of more than 4,300."""
 MAX_STATUS = 60
 SUCCESS = "success"
 """The status of the samples that img2dataset could download."""

@@ -327,7 +327,7 @@ def test_files_and_classes_that_are_printed_alike_are_numbered_joined_or_refused
     rows = source.rows("train")
     assert sorted(row.key for row in rows) == ["a/caf\ufffd.png", "a/caf\ufffd.png~2", "b/\u00e9.png", "b/\u00e9.png~2"]
     assert len({row.ref for row in rows}) == 4
-    assert "files whose names are printed alike have a number in their keys (2)" in " ".join(source.notes)
+    assert "files whose names look the same have a number in their keys (2)" in " ".join(source.notes)
     for name in ("\u00e9", "e\u0301", "x"):
         (tmp_path / "forms" / name).mkdir(parents=True)
         (tmp_path / "forms" / name / "1.png").write_bytes(b"x")

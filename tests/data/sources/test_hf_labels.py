@@ -91,7 +91,7 @@ def test_a_list_of_class_labels_is_a_set_when_it_is_asked_for(tmp_path):
     assert [c.key for c in source.classes] == ["cat", "dog", "sea_lion"]
     assert [row.label_set() for row in rows] == [(0, 2), (1,), (), (), (2,)]
     assert [row.known for row in rows] == [None, None, ("",), None, None]
-    assert source.notes == [f"{tmp_path / 'd'}: labels that stand twice in a cell, kept once: 1"]
+    assert source.notes == [f"{tmp_path / 'd'}: labels repeated in a cell, kept once: 1"]
 
 
 def test_texts_are_sets_as_lists_and_between_separators(tmp_path):

@@ -155,7 +155,7 @@ def test_of_several_sounds_of_an_image_one_is_taken_and_the_others_are_told(phot
 def test_without_the_option_maps_stay_images_and_are_told(photos, tmp_path, capfd):
     report, notes = prepare_report(capfd, "--images", photos, "-o", tmp_path / "c")
     assert report["rows"] == 15
-    assert "images named like the depth or heat of another image are rows of their own (10)" in notes
+    assert "images named like the depth or heat of another image are separate rows (10)" in notes
     assert "media=depth or media=thermal" in notes
 
 
@@ -275,7 +275,7 @@ def test_cells_without_an_item_are_counted(photos, tmp_path, capfd):
 def test_images_of_one_name_that_share_their_media_are_told(photos, tmp_path, capfd):
     Image.open(photos / "cat/1.png").save(photos / "cat/1.jpg")
     _, notes = prepare_report(capfd, "--images", f"{photos}?media=audio", "-o", tmp_path / "c")
-    assert "images of one name share its media (2): cat/1.jpg, cat/1.png; rename them apart" in notes
+    assert "images of one name share its media (2): cat/1.jpg, cat/1.png; give them different names" in notes
 
 
 def test_shapes_give_pairs_without_texts_and_texts_without_media():

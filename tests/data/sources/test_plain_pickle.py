@@ -76,7 +76,7 @@ def test_python_2_writes_text_as_bytes():
         (b"\x80\x02}(U\x01aPid\nu.", "the instruction PERSID"),
         (b"\x80\x02}(U\x01a\x8c\x08builtins\x8c\x04eval\x93u.", "would load builtins.eval"),
         (b"\x80\x02}(U\x01a\x8a\x09" + b"\xff" * 8 + b"\x00u.", "more than 64 bits"),
-        (b"\x80\x02}(((K\x01tK\x02tK\x03u.", "neither a text nor a number"),
+        (b"\x80\x02}(((K\x01tK\x02tK\x03u.", "neither a string nor a number"),
         (b"(" * 65, "nested more than 64 levels"),
         (b"]K\x01.", "damaged pickle"),
         (b"I" + b"9" * 5000 + b"\n.", "damaged pickle"),
@@ -94,7 +94,7 @@ def test_what_is_neither_plain_nor_a_uint8_array_is_refused(content, message):
 def test_names_of_which_each_holds_the_one_before_twice_take_no_time():
     """Their hash, and their text, would take 2^200 steps."""
     twice = b"(h\x00h\x00tq\x00" * 200
-    with pytest.raises(UnpicklingError, match="neither a text nor a number"):
+    with pytest.raises(UnpicklingError, match="neither a string nor a number"):
         load_plain(b"\x80\x02}(K\x01K\x02\x86q\x00" + twice + b"K\x01u.")
     with pytest.raises(UnpicklingError, match="an array of type unknown"):
         load_plain(b"\x80\x02(K\x01tq\x00" + twice + b"cnumpy\ndtype\nh\x00\x85R.")

@@ -22,8 +22,8 @@ from unicl_cli.jobs.compare.recipes import changed_keys, common_corpora
 from unicl_cli.jobs.compare.tables import by_difference, compare_tables, p_value
 from unicl_cli.jobs.evaluate import evaluate
 from unicl_cli.jobs.evaluators.kept import Keep
+from unicl_cli.jobs.prepare.plan.request import PrepareRequest
 from unicl_cli.jobs.prepare.prepare import prepare
-from unicl_cli.jobs.prepare.request import PrepareRequest
 from unicl_cli.losses.classify import CrossEntropy
 from unicl_cli.recipe.load import load as load_recipe
 

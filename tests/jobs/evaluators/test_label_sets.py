@@ -290,5 +290,5 @@ def test_the_probe_chooses_c_by_map_on_val_or_on_a_fifth_of_train():
 
 @pytest.mark.parametrize(("named", "options"), [("knn", {"method": "knn"}), ("shots", {"shots": (2,)})])
 def test_what_takes_one_label_a_row_is_refused(named, options):
-    with pytest.raises(UniclError, match=f"{named}: takes one label a row, and rows of made have label sets"):
+    with pytest.raises(UniclError, match=f"{named}: takes one label per row, but rows of made have label sets"):
         ProbeEvaluator(ProbeOptions(**options))(Encoder(MODEL), CORPUS, "test", batch=16)

@@ -49,4 +49,4 @@ def test_a_loss_without_figures_is_refused(digits, tmp_path, capsys):
     recipe.write_text(recipe_of(digits, steps=1))
     assert main(["train", str(recipe), "--run-dir", run, "--devices", "cpu:1", "-q"]) == 0
     assert main(["eval", run, "--data", str(digits), "--evaluator", "loss"]) == 2
-    assert "a loss with figures of its own" in capsys.readouterr().err
+    assert "a loss with metrics of its own" in capsys.readouterr().err

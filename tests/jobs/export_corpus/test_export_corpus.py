@@ -349,7 +349,7 @@ def test_a_damaged_shard_is_named_and_no_file_made_of_it(tmp_path, capsys):
     corpus(tmp_path / "c", ("labels",))
     shard = tmp_path / "c" / "data" / "train" / "labels.parquet"
     data = bytearray(shard.read_bytes())
-    data[len(data) // 2] ^= 0xFF
+    data[data.index(b"IDAT")] ^= 0xFF  # inside a page, wherever this version of Arrow has put it
     shard.write_bytes(data)
     for form in ("webdataset", "hf"):
         _, error = run(capsys, tmp_path / "c", "-o", tmp_path / form, "--format", form, status=2)

@@ -86,7 +86,7 @@ def test_the_tables_of_sets_fit_the_terminal(corpus, capsys, monkeypatch, width)
     assert run(["inspect", str(corpus), "-q"]) == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= width
-    for words in ("Labels per row", "rows that know it", "lift"):
+    for words in ("Labels per row", "annotated rows", "lift"):
         assert words in out
 
 

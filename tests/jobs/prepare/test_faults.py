@@ -86,7 +86,7 @@ ELSEWHERE = {
         "jobs/prepare/test_prepare.py::test_odd_pictures_are_kept_and_broken_ones_left_out_with_their_reason"
     ),
     "a loop of symbolic links": "data/sources/test_sources.py::test_links_are_followed_but_not_into_a_loop",
-    "a key that two rows have": "jobs/prepare/test_plan_memory.py::test_a_double_key_is_told_with_both_places",
+    "a key that two rows have": "jobs/prepare/plan/test_plan_memory.py::test_a_double_key_is_told_with_both_places",
     "a label that no class has": "data/sources/test_sources.py::test_a_label_that_no_class_has_is_named_by_its_line",
     "kill -9 as a file gets its name": (
         "fault/test_prepare_points.py::test_killed_as_a_file_gets_its_name_the_same_command_ends_in_the_same_bytes"

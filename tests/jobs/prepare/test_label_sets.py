@@ -141,7 +141,7 @@ def test_a_row_with_more_than_a_thousand_labels_is_refused(tmp_path, capsys):
         (tmp_path / "l.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
         out = tmp_path / f"c{count}"
         _, err = prepared(capsys, "--labels", f"{tmp_path / 'l.jsonl'}?sets=true", "-o", out, code=code)
-    assert "row '0.png' has 1,001 labels; the most are 1,000" in err
+    assert "row '0.png' has 1,001 labels; the limit is 1,000" in err
     assert not out.exists()
 
 
@@ -171,7 +171,7 @@ PARTS = {"datasets": {"odd": odd}}
     ("case", "message"),
     [
         ("twice", "row 'k' has a label twice, or no label among several"),
-        ("mixed", "row 'k' has the label 0 beside its labels"),
+        ("mixed", "row 'k' has the label 0 besides its labels"),
         ("other", "row 'k' has a label of group 'y', for which it is not annotated"),
         ("lost", "no row is annotated for group 'y'"),
         ("no group", "row 'k' is annotated for group 'z', and no class has it"),

@@ -9,7 +9,7 @@ from toys import prepared, put, rows_of
 
 from unicl_cli.cli import main
 from unicl_cli.data.corpus import open_corpus
-from unicl_cli.jobs.prepare import not_in
+from unicl_cli.jobs.prepare.shards import not_in
 
 
 def rejects(corpus):
@@ -105,7 +105,7 @@ def test_training_images_of_other_splits_go_from_training_and_the_other_splits_s
     facts = report["dedup"]["near"]
     assert (facts["leaks"], facts["also_in_train"]) == ({"test": 1, "val": 2}, {"test": 0, "val": 0})
     assert (facts["groups"], facts["rows"], facts["equal"]) == (4, 5, 0)
-    assert "2 training rows whose image, or nearly, is in the val split: their captions are left out, too" in err
+    assert "2 training rows whose image is in the val split, exactly or nearly: their captions are left out, too" in err
     assert prepared(capsys, *argv)[0] == report
     (tmp_path / "c/duplicates.json").write_text("{", "utf-8")
     assert main(["prepare", "--repair", "-o", str(tmp_path / "c")]) == 0
@@ -229,5 +229,5 @@ def test_a_dry_run_reads_no_other_corpus_and_writes_nothing(tmp_path, capsys):
     prepared(capsys, "--labels", tmp_path / "t", "-o", tmp_path / "test")
     argv = ["--labels", str(tmp_path / "t"), "-o", str(tmp_path / "c"), "--not-in", str(tmp_path / "test"), "--dry-run"]
     assert main(["prepare", *argv]) == 0
-    assert "rows that --dedup and --not-in leave out are not sought" in capsys.readouterr().err
+    assert "rows that --dedup and --not-in leave out are not searched for" in capsys.readouterr().err
     assert not (tmp_path / "c").exists()

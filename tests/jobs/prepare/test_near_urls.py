@@ -14,9 +14,11 @@ from unicl_cli.cli import main
 from unicl_cli.data.corpus import open_corpus
 from unicl_cli.data.fetch import Fetcher
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.prepare import duplicates, estimate, signatures
+from unicl_cli.jobs.prepare import estimate
 from unicl_cli.jobs.prepare import prepare as job
 from unicl_cli.jobs.prepare.engines import local
+from unicl_cli.jobs.prepare.plan import duplicates
+from unicl_cli.jobs.prepare.shards import signatures
 
 SCENES = [0, 1, 2, 100, 201, 3, 0, 302]
 """Numbers of `do_scene`: 100, 201 and 302 are changed copies of 0, 1 and 2; 0 stands there twice."""
@@ -312,7 +314,7 @@ def test_downloaded_training_images_of_another_split_are_left_out_also_after_a_s
 
 
 def test_of_rows_that_come_back_only_training_rows_go_for_another_split(server, run_splits, capsys):
-    """A row of `val` that comes back never goes, and what is in a finished shard of `train` stays: it is told."""
+    """A row of `val` that comes back never goes, and what is in a finished shard of `train` stays, with a note."""
     run_splits()
     before = hashes()
     server.is_well = True
@@ -322,7 +324,7 @@ def test_of_rows_that_come_back_only_training_rows_go_for_another_split(server, 
     assert texts_of("train") == ["train 0", "train 2", "train 5", "train 4"]
     assert texts_of("val") == ["val 101", "val 7", "val 3", "val 302"]
     assert {name: data for name, data in hashes().items() if name in before} == before
-    assert any("1 row of the val split with nearly the image of a training row" in note for note in found["notes"])
+    assert any("1 row of the val split nearly equal to a training row" in note for note in found["notes"])
     # a shard that is lost comes back as it was
     whole = hashes()
     server.asked.clear()

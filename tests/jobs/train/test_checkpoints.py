@@ -84,7 +84,7 @@ def test_a_cut_between_the_validation_and_its_mark_is_made_up_for(recipe, digits
 
 def test_best_without_a_validation_is_refused(recipe, capsys):
     assert main(["recipes", "validate", recipe, "checkpoint.best={}"]) == 2
-    assert "checkpoint.best: needs an entry in eval, whose figures it compares" in capsys.readouterr().err
+    assert "checkpoint.best: needs an entry in eval, whose metrics it compares" in capsys.readouterr().err
 
 
 def test_a_batch_larger_than_the_data_is_a_warning(recipe, capfd):

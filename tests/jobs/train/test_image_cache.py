@@ -143,7 +143,7 @@ def test_the_cache_changes_no_result(digits, capfd, changes):
         (("steps=9",), "each comes only about 1.8 times"),
         (("loss=undeclared",), "a hook `extra` may read them"),
         (("loss=reader",), "'float' needs their pixels"),
-        (("loss=divider",), "something beside the tower uses them: TypeError: unsupported operand"),
+        (("loss=divider",), "something besides the tower uses them: TypeError: unsupported operand"),
         (("loss=declared",), None),
         (("model.image.freeze=false",), ""),
         (("model.image.freeze={unlock: 1}",), ""),

@@ -89,7 +89,7 @@ def test_a_hook_that_needs_a_real_row_leaves_the_rehearsal_without_its_columns(c
     [
         ({"loss": {"name": "ce", "label_smoothing": 0.1}}, "loss.label_smoothing: .* label sets"),
         ({"loss": {"name": "supcon", "weights": {"color": 1.0}}, "model": NO_TEXTS}, "unknown group 'color'"),
-        ({"loss": {"name": "clip"}}, "loss: 'clip' takes one label a row"),
+        ({"loss": {"name": "clip"}}, "loss: 'clip' takes one label per row"),
     ],
 )
 def test_what_has_no_meaning_for_label_sets_is_refused_without_a_step(corpus, changes, message):

@@ -77,7 +77,7 @@ def test_rows_with_both_texts_are_trained_on_both(corpus, tmp_path, capsys):
     file.write_text(text.replace("name: unicl", "name: clip").replace("  own_text: 0.5\n", ""))
     capsys.readouterr()
     assert main(["train", str(file), "--run-dir", str(tmp_path / "run"), "-q"]) == 2
-    assert "data.text_for_labelled=both: the loss 'clip' takes one text a row" in capsys.readouterr().err
+    assert "data.text_for_labelled=both: the loss 'clip' takes one text per row" in capsys.readouterr().err
 
 
 def test_shapes_give_label_rows_a_caption_only_where_it_is_asked_for(corpus, tmp_path):

@@ -160,7 +160,7 @@ def test_a_group_or_rank_that_is_not_there_is_one_line():
 
 @pytest.mark.parametrize("wanted", [{"independent": True}, {"by_cosine": True}])
 def test_a_taxonomy_refuses_scores_that_do_not_add_up(wanted):
-    with pytest.raises(UniclError, match="does not go with a taxonomy"):
+    with pytest.raises(UniclError, match="cannot be used with a taxonomy"):
         judge_of(model(TREE), **wanted)
 
 

@@ -44,8 +44,8 @@ class OfficialFile(_Facts):
     def describe(self) -> str:
         """Return the name with what to check and to do."""
         checks = [self.size, self.md5 and f"md5 {self.md5}", self.get, self.url]
-        told = ", ".join(filter(None, checks))
-        return f"{self.name} ({told})" if told else self.name
+        text = ", ".join(filter(None, checks))
+        return f"{self.name} ({text})" if text else self.name
 
 
 class ListPart(_Facts):
@@ -196,19 +196,19 @@ def join_missing(errors: Sequence[MissingFilesError], asked: Sequence[str]) -> U
 def missing_error(
     dataset: Dataset, missing: Sequence[str] = (), tried: Sequence[Path] = (), why: str = ""
 ) -> MissingFilesError:
-    """Return the error for a data set whose files are not there: what, where it was looked for, how to get it.
+    """Return the error for a data set whose files are not there: what, where it was searched for, how to get it.
 
-    ``missing`` are the files that lack (default: the first of each layout); ``tried`` are the places, if they are not
-    the usual ones; ``why`` tells what else failed.
+    ``missing`` are the missing files (default: the first of each layout); ``tried`` are the places, if they are not the
+    usual ones; ``why`` says what else failed.
     """
     names = missing or [part.list[0] for layout in dataset.layouts[:1] for part in layout if not part.optional]
     names = names or [file.name for file in dataset.files]
     sizes = {file.name: file.size for file in dataset.files}
-    told = " or ".join(f"{name} ({sizes[name]})" if sizes.get(name) else name for name in names)
-    told = told or f"the folder wds_{dataset.shards}"
+    needed = " or ".join(f"{name} ({sizes[name]})" if sizes.get(name) else name for name in names)
+    needed = needed or f"the folder wds_{dataset.shards}"
     looked = [str(place) for place in tried or folders_of(dataset.name)]
     where = f"not found (looked in {', '.join(looked)})" if looked else "not found (no --data-dir given)"
-    return MissingFilesError(dataset, f"{dataset.name}: {told}: {where}{f'; {why}' if why else ''}", missing)
+    return MissingFilesError(dataset, f"{dataset.name}: {needed}: {where}{f'; {why}' if why else ''}", missing)
 
 
 def _directory() -> str:

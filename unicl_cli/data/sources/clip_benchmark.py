@@ -25,7 +25,7 @@ COUNT, NAMES, TEMPLATES, TYPE = (
 IMAGES = (".webp", ".png", ".jpg", ".jpeg")
 LABEL, CAPTIONS = ".cls", ".txt"
 MAX_TEXT = 1_000_000
-"""The most bytes of a text file, and of a caption or label."""
+"""Maximum number of bytes of a text file, and of a caption or label."""
 RETRIEVAL, CLASSIFICATION = "retrieval", "classification"
 
 

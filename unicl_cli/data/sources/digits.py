@@ -14,7 +14,7 @@ from unicl_cli.errors import UniclError
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TRAIN = 1200
-"""Images at the start of the fixed order that are for training; the other 597 are for testing."""
+"""Number of images for training, at the start of the fixed order; the other 597 are for testing."""
 TEMPLATES = (
     "a photo of the digit {}.",
     "the digit {}.",
@@ -118,10 +118,10 @@ def digits(
 ) -> Digits:
     """Handwritten digits; ``classes`` (``"0-6"``, ``"1,3,7-9"``) and ``limit`` choose training images only.
 
-    Label rows come from the start of one fixed training order and caption rows from its end, so that
-    ``--labels digits?classes=0-6&limit=600 --captions digits?limit=300`` have no image in common. ``named`` is the
-    share of captions that name their digit. ``coloured`` draws each image in two random hues, bright on dark, which
-    tell nothing of its class.
+    Label rows come from the start of one fixed training order and caption rows from its end, so that ``--labels
+    digits?classes=0-6&limit=600 --captions digits?limit=300`` have no image in common. ``named`` is the share of
+    captions that name their digit. ``coloured`` draws each image in two random hues, bright on dark, which say nothing
+    about its class.
     """
     if limit is not None and limit < 1:
         raise UniclError(f"digits: limit={limit} leaves no images", "set a positive limit")

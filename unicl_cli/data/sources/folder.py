@@ -43,7 +43,7 @@ from unicl_cli.storage.spool import Spool
 from unicl_cli.storage.text_hashes import find_repeated, hash_text, hash_texts, is_among
 
 MAX_CAPTIONS = 1_000_000
-"""The most bytes of the captions beside an image."""
+"""Maximum number of bytes of the captions beside an image."""
 
 
 class FolderOptions(NamedTuple):
@@ -164,7 +164,7 @@ class Folder:
             notes.append(Remark(f"images left out by exclude: {excluded:,}"))
         if twins := self._twins:
             shown = list_some(sorted(twins.values()))
-            what = "files whose names are printed alike have a number in their keys"
+            what = "files whose names look the same have a number in their keys"
             notes.append(Remark(f"{what} ({len(twins):,}): {shown}"))
         others = Counter(self._found.others)
         if self.kind == "captions":
@@ -185,7 +185,7 @@ class Folder:
         beside = [str(file) for file in maps if (named := split_name(str(file))) and named[0] in stems]
         if not beside:
             return []
-        what = "images named like the depth or heat of another image are rows of their own"
+        what = "images named like the depth or heat of another image are separate rows"
         return [f"{what} ({len(beside):,}): {list_some(beside)}; media=depth or media=thermal makes pairs of them"]
 
     def _find_empty_folders(self) -> list[str]:

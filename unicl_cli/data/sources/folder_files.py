@@ -1,4 +1,4 @@
-"""Scan of a folder: its images, told from side files by their suffix or first bytes before anything is planned."""
+"""Scan of a folder: its images are recognised by their suffix or first bytes before anything is planned."""
 
 import errno
 import os

@@ -10,7 +10,7 @@ from unicl_cli.errors import UniclError
 class Layout(NamedTuple):
     """The level of the split folders, counted from 0; None without splits. ``splits``: folder name -> split.
 
-    Above the splits lie folders of classes, unless all images share one wrapping folder there (``wrapped``).
+    Above the splits are folders of classes, unless all images share one wrapping folder there (``wrapped``).
     ``doubled`` are split folders that hold nothing but a folder of the same name.
     """
 
@@ -20,7 +20,7 @@ class Layout(NamedTuple):
     doubled: frozenset[str] = frozenset()
 
     def split_of(self, folders: tuple[str, ...]) -> str | None:
-        """Return the split of what lies in ``folders``; None beside the split folders."""
+        """Return the split of what lies in ``folders``; None outside of the split folders."""
         if self.level is None:
             return "train"
         return self.splits.get(folders[self.level]) if len(folders) > self.level else None

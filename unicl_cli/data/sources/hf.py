@@ -133,9 +133,9 @@ class HubData:
     @cached_property
     def _label(self) -> LabelColumn:
         texts = [c for c, f in self.loaded.features.items() if _is_text(f) and not hasattr(f, "feature")]
-        beside = [c for c in texts if c not in self.columns]
+        others = [c for c in texts if c not in self.columns]
         sets = None if self.chosen.sets is None else SetCells(read_separator(self.path, self.chosen.sets))
-        column = LabelColumn(self.path, self.columns[2] or "", self.loaded.of_split, self._column, beside, sets)
+        column = LabelColumn(self.path, self.columns[2] or "", self.loaded.of_split, self._column, others, sets)
         return with_whole_numbers(column, self._notes)
 
     def rows(self, split: str) -> Sequence[Row]:

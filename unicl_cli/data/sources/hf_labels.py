@@ -16,7 +16,7 @@ from unicl_cli.errors import Remark, UniclError
 class LabelColumn(NamedTuple):
     """The label column of a data set. ``features`` are by split and column; ``read`` gives the cells of a column.
 
-    ``beside`` are the text columns that may hold the names of numbers. ``sets`` reads cells with several labels.
+    ``texts`` are the text columns that may hold the names of numbers. ``sets`` reads cells with several labels.
     ``whole`` are the integers of labels that are written as floats (`read_whole_numbers`).
     """
 
@@ -24,7 +24,7 @@ class LabelColumn(NamedTuple):
     name: str
     features: Mapping[str, Mapping[str, Any]]
     read: Callable[[str, str], Iterator[Any]]
-    beside: Sequence[str]
+    texts: Sequence[str]
     sets: SetCells | None = None
     whole: Mapping[str, str] = {}
 
@@ -95,7 +95,7 @@ def find_classes(column: LabelColumn, given: NameList | None, first: int | None,
     if kind.endswith("string"):
         check_spelling(column.path, labels)
         return _number(dict.fromkeys(sorted(labels)))
-    if column.sets is None and (names := _names_beside(column, notes)):
+    if column.sets is None and (names := _names_from_texts(column, notes)):
         return match_labels(names, labels, first)
     raise UniclError(
         f"{column.path}: column '{column.name}' ({kind}) has no class names",
@@ -142,10 +142,10 @@ def _labels(column: LabelColumn, split: str) -> Iterator[str]:
         yield from labels or (("",) if column.sets is None else ())
 
 
-def _names_beside(column: LabelColumn, notes: list[str]) -> NameList | None:
+def _names_from_texts(column: LabelColumn, notes: list[str]) -> NameList | None:
     """Return the names of bare numbers from the one text column that has a text of its own for each."""
     found: dict[str, dict[str, str]] = {}
-    for text in column.beside:
+    for text in column.texts:
         pairs = (
             (label, name or "")
             for split in column.features

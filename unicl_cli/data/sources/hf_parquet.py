@@ -1,4 +1,4 @@
-"""Parquet files of data sets in the hub's layout, read where they lie: nothing is copied into another format.
+"""Parquet files of data sets in the hub's layout, read in place: nothing is copied into another format.
 
 Files of the hub are downloaded once, as they are, into the cache of `datasets`.
 """

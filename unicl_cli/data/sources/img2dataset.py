@@ -31,7 +31,7 @@ class Shard(NamedTuple):
     number: str
     table: Path
 
-    def beside(self, ending: str) -> Path:
+    def sibling(self, ending: str) -> Path:
         """Return the path of another file of the shard."""
         return self.table.with_name(f"{self.number}{ending}")
 
@@ -121,7 +121,7 @@ class Img2Dataset:
 
     def _stored(self, table: str) -> ParquetImages:
         if table not in self._tables:
-            self._tables.clear()  # rows of a unit lie in few shards
+            self._tables.clear()  # rows of a unit are in few shards
             self._tables[table] = ParquetImages(self.folder / table, self._image_column(self.folder / table) or "")
         return self._tables[table]
 
@@ -163,9 +163,9 @@ class Img2Dataset:
         """Return the place of each image by its key; None if the table has the images. UniclError if there are none."""
         if self._image_column(shard.table):
             return None
-        if (tar := shard.beside(".tar")).is_file():
+        if (tar := shard.sibling(".tar")).is_file():
             return dict(_list_tar(tar))
-        if (folder := shard.beside("")).is_dir():
+        if (folder := shard.sibling("")).is_dir():
             files = (file for file in folder.iterdir() if file.suffix[1:] in ENDINGS)
             return {file.stem: f"{folder.name}/{file.name}" for file in files}
         hint = "run img2dataset with --output_format webdataset, files or parquet"

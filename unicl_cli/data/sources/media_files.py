@@ -65,7 +65,7 @@ def read_kinds(written: str | None, src: str) -> tuple[str, ...]:
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """Return (path without its ending, kind) of a file of media, as its name tells; None for another file."""
+    """Return (path without its ending, kind) of a file of media, by its name; None for another file."""
     lower = name.lower()
     for kind, endings in ENDINGS.items():
         for ending in endings:
@@ -112,8 +112,8 @@ def _note_shared(images: Sequence[tuple[str, str]], found: Mapping[str, Mapping[
     """Return a note on images that have the media of one name, such as those of ``1.jpg`` and ``1.png``."""
     counts = Counter(stem for stem, _ in images)
     shared = [image for stem, image in images if counts[stem] > 1 and stem in found]
-    told = f"images of one name share its media ({len(shared):,}): {list_some(shared)}; rename them apart"
-    return [told] if shared else []
+    warning = f"images of one name share its media ({len(shared):,}): {list_some(shared)}; give them different names"
+    return [warning] if shared else []
 
 
 def _sort_files(files: Iterable[PurePosixPath], stems: Collection[str], kinds: Sequence[str]) -> _SortedFiles:

@@ -82,7 +82,7 @@ class _Machine:
         if not isinstance(self.stack[-1], dict):
             raise TypeError("values are set in what is not a dictionary")
         if not all(isinstance(key, str | bytes | int) for key in pairs[::2]):
-            raise ValueError("a key is neither a text nor a number")  # the hash of nested tuples may take for ever
+            raise ValueError("a key is neither a string nor a number")  # the hash of nested tuples may take for ever
         self.stack[-1].update(zip(pairs[::2], pairs[1::2], strict=True))
 
     def push_dict(self, pairs: Sequence[Any]) -> None:
@@ -92,8 +92,8 @@ class _Machine:
 
     def name(self, name: str) -> None:
         if name not in _NAMES:
-            told = name.replace(" ", ".")[:80]
-            raise pickle.UnpicklingError(f"its pickle would load {told}, which could run any code")
+            shown = name.replace(" ", ".")[:80]
+            raise pickle.UnpicklingError(f"its pickle would load {shown}, which could run any code")
         self.stack.append(_Name(_NAMES[name]))
 
     def call(self) -> None:
@@ -126,8 +126,8 @@ def _begin_array(kind: Any, shape: Any, code: Any) -> _Array:
 def _type_of(name: Any, *flags: Any) -> _Type:
     del flags
     if name not in _UINT8:
-        told = repr(name[:20]) if isinstance(name, str | bytes) else "unknown"
-        raise pickle.UnpicklingError(f"it has an array of type {told}, where only uint8 belongs")
+        shown = repr(name[:20]) if isinstance(name, str | bytes) else "unknown"
+        raise pickle.UnpicklingError(f"it has an array of type {shown}, where only uint8 belongs")
     return _Type()
 
 

@@ -1,4 +1,4 @@
-"""The meaning of a SRC on the command line: a registered source, a folder or a list, each with its options."""
+"""Resolution of a SRC on the command line to a registered source, a folder or a list, each with its options."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class Scenes:
         return random.Random(int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "little"))
 
     def scene(self, split: str, number: int) -> Scene:
-        """Return a row's things and text; for the task refer, the first two things on either side are alike."""
+        """Return a row's things and text; for the task refer the first two, one on either side, are identical."""
         rng = self._rng(split, number)
         pairs = rng.sample(range(KNOWN), 4)
         if self.task == "refer":
@@ -99,7 +99,7 @@ class Scenes:
 
 
 def referred(things: Sequence[Thing], rng: random.Random) -> Scene:
-    """Return a scene whose text names one of two like things by its side: words and boxes are both needed."""
+    """Return a scene whose text names one of two identical things by its side: words and boxes are both needed."""
     side, order = rng.randrange(2), rng.sample(range(4), 4)
     text = f"the {PAIRS[things[0].pair].names[0]} on the {SIDES[side]}"
     return Scene(tuple(things[n] for n in order), text, target=order.index(side))
@@ -107,8 +107,8 @@ def referred(things: Sequence[Thing], rng: random.Random) -> Scene:
 
 def captioned(things: Sequence[Thing], rng: random.Random) -> Scene:
     """Return a scene whose text lists all things, without a word that could be guessed from the others."""
-    told = rng.sample(list(things), len(things))
-    return Scene(tuple(things), " ".join(word for thing in told for word in thing.words))
+    ordered = rng.sample(list(things), len(things))
+    return Scene(tuple(things), " ".join(word for thing in ordered for word in thing.words))
 
 
 def questioned(things: Sequence[Thing], rng: random.Random) -> Scene:
@@ -143,8 +143,9 @@ def scenes(
 ) -> Scenes:
     """Four plain shapes in an image of ``size`` pixels, ``count`` for training and ``test`` for tests, with boxes.
 
-    ``task``: captions that list all four; refer, which names one of two like shapes by its side; question, whose answer
-    is a colour or a shape, the row's label. The media `boxes` hold the boxes and the number of the one referred to.
+    ``task``: captions that list all four; refer, which names one of two identical shapes by its side; question, whose
+    answer is a colour or a shape, the row's label. The media `boxes` hold the boxes and the number of the one referred
+    to.
     """
     if min(size, count, test) < 1:
         raise UniclError(

@@ -100,7 +100,7 @@ def speak(scene: Scene, rng: random.Random) -> bytes:
 
 
 def move(scene: Scene, rng: random.Random) -> bytes:
-    """Return a NPY of float32 (T, 6), 1.5 to 2.5 s: shaken along the axes of the shape, as fast as the colour says."""
+    """Return an NPY of float32 (T, 6), 1.5 to 2.5 s: shaken along the axes of the shape, as fast as the colour says."""
     length = rng.randrange(150, 251)
     speed = (100 + 60 * scene.colour) * rng.randrange(96, 105) // 100  # hundredths of a turn per second
     strength = rng.randrange(40, 81)

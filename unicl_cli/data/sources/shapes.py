@@ -128,7 +128,7 @@ def shapes(
 ) -> Shapes:
     """8 colours x 6 shapes x 4 textures on dark noise: ``count`` training and ``test`` test images, ``size`` pixels.
 
-    A class is a colour and a shape; only captions tell the texture. With ``captions``, label rows show one too. In
+    A class is a colour and a shape; only captions name the texture. With ``captions``, label rows show one too. In
     training, label rows show classes 0-17, and caption rows and images alone show classes 0-35. The test split shows
     all 48, so 36-47 are unseen. With ``attributes``, a label row has three labels: its colour, its shape, its texture.
 

@@ -34,7 +34,7 @@ def split_within(name: str) -> str | None:
 def find_splits(words: Iterable[str]) -> dict[str, str]:
     """Return word -> split for the words that name one; what all words begin with is dropped if need be (`seg_train`).
 
-    A shared beginning is dropped only if two different splits stand behind it: `electric_train` and `electric_bus` are
+    A shared beginning is dropped only if two different splits follow it: `electric_train` and `electric_bus` are
     classes.
     """
     words = sorted(words)

@@ -20,7 +20,7 @@ from unicl_cli.data.sources.lists.files import LISTS
 from unicl_cli.data.sources.lists.formats import open_reader
 from unicl_cli.data.sources.lists.image_paths import ImagePaths
 from unicl_cli.data.sources.lists.label_cells import read_separator
-from unicl_cli.data.sources.lists.labels import LISTS_ONLY, check_repeats, check_single_labels, give_sets
+from unicl_cli.data.sources.lists.labels import LISTS_ONLY, check_repeats, check_single_labels, label_set_hint
 from unicl_cli.data.sources.lists.line_spool import LineSpool
 from unicl_cli.data.sources.lists.lines import URL_FAULT, LineBuilder
 from unicl_cli.data.sources.lists.list_classes import ListClasses
@@ -226,7 +226,7 @@ class Table:
         _ = self.splits
         hint = "mark the classes of an image alike in all its lines"
         if not self.roles.is_onehot:
-            hint = give_sets(self.path, self.options, LISTS_ONLY, self.columns.label)
+            hint = label_set_hint(self.path, self.options, LISTS_ONLY, self.columns.label)
         read = LineReading(self._image, self._split, self._labelled, hint)
         joined = join_lines(self._lines, read, path=self.path.name, id_column=self.columns.key)
         self.notes += joined.notes

@@ -1,4 +1,4 @@
-"""Lister of the members of a tar whose headers may say anything: bounded in memory and time, one kind of error."""
+"""Members of a tar from an untrusted source: bounded in memory and time, one kind of error."""
 
 import io
 import tarfile
@@ -8,7 +8,7 @@ from typing import IO, Any, TypeVar
 from unicl_cli.data.text import replace_surrogates
 
 HEADER_BYTES = 1 << 20
-"""The most bytes of a long name or of extended attributes."""
+"""Maximum number of bytes of a long name or of extended attributes."""
 T = TypeVar("T")
 
 

@@ -13,7 +13,7 @@ from unicl_cli.storage.files import open_regular, read_regular
 
 UTF8 = "utf-8"
 MAX_LINE = 16_000_000
-"""The most characters of a line; of a longer one, only the length is kept."""
+"""Maximum number of characters of a line; of a longer one, only the length is kept."""
 csv.field_size_limit(MAX_LINE)  # of the whole process; only a quote that is never closed makes a longer cell
 _AT_MOST = "characters; at most"
 _CHUNK = 1 << 20

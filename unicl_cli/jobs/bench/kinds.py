@@ -10,7 +10,7 @@ PEER = "open_clip"
 
 
 class Kind(NamedTuple):
-    """A kind of benchmark: ``line`` describes it, ``takes`` lists its options beside the common ones.
+    """A kind of benchmark: ``line`` describes it, ``takes`` lists its options besides the common ones.
 
     ``peer``: open_clip can run the same. ``recipe``: it can measure a recipe's own data and model.
     """

@@ -1,4 +1,4 @@
-"""Rows `sets` of `bench loss`: UniCL with one label a row, with captions on a level of their own, with five labels."""
+"""Rows `sets` of `bench loss`: UniCL with one label per row, with captions on their own level, with five labels."""
 
 from __future__ import annotations
 

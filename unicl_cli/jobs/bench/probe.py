@@ -2,8 +2,8 @@
 
 Both start cold; ours runs on the GPU where there is one. scikit-learn runs with its defaults (tol 1e-4, 1,000
 iterations), and with the largest tol of 1e-4, 1e-5 … 1e-10 that reaches the optimum within 1e-6. The optimum is the
-lowest value of any fit.
-The row `search` is a whole probe, with its search for C, beside one fit of scikit-learn at the C that it chooses.
+lowest value of any fit. The row `search` is a whole probe, with its search for C, next to one fit of scikit-learn at
+the C that it chooses.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ Timer = Callable[[Run], float]
 class PreparedCase(NamedTuple):
     """A case that is ready to run: each call of one of ``runs`` processes ``items`` items of the case's unit.
 
-    ``check`` returns the largest differences (``forward``, ``gradients``) and any other figure worth reporting.
+    ``check`` returns the largest differences (``forward``, ``gradients``) and any other value worth reporting.
     ``timer`` replaces this process's clock; ``skipped`` maps a variant that cannot run to the reason.
     """
 
@@ -68,7 +68,7 @@ class Case(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Upper limits for the figures of a check."""
+    """Upper limits for the results of a check."""
 
     forward: float = FORWARD
     gradients: float = GRADIENTS
@@ -116,7 +116,7 @@ def wall_seconds(run: Run) -> float:
 
 
 def run_check(name: str, prepared: PreparedCase, limits: Limits = Limits()) -> dict[str, float]:  # noqa: B008 - frozen
-    """Return the figures of the row's check. Raise UniclError (exit code 1) if the variants' results differ."""
+    """Return the results of the row's check. Raise UniclError (exit code 1) if the variants' results differ."""
     figures = dict(prepared.check()) if prepared.check is not None else {}
     for what, most in limits._asdict().items():
         apart = figures.get(what, 0.0)
@@ -130,7 +130,7 @@ def run_check(name: str, prepared: PreparedCase, limits: Limits = Limits()) -> d
 
 
 class Turns:
-    """The runs of a case's variants in turns. One that runs out of memory is skipped from there on, with the reason."""
+    """The runs of a case's variants, alternating. One that runs out of memory is skipped from then on."""
 
     def __init__(self, prepared: PreparedCase, device: torch.device, advance: Callable[[int], None]) -> None:
         self.prepared, self.device, self.advance = prepared, device, advance
@@ -229,7 +229,7 @@ def run_repeatedly(run: Run, times: int) -> Any:
 
 
 def timing_figures(count: float, runs: Sequence[Timing]) -> dict[str, Any]:
-    """Return the figures of one variant: seconds of each round, their median, items per second, peak memory."""
+    """Return the results of one variant: seconds of each round, their median, items per second, peak memory."""
     median = statistics.median(run.seconds for run in runs)
     mib = max((run.mib for run in runs if run.mib is not None), default=None)
     seconds = [run.seconds for run in runs]

@@ -27,7 +27,7 @@ from unicl_cli.launch.accelerator import start_accelerator
 from unicl_cli.recipe.load import load
 
 MIN_IMAGES = 64
-"""Least number of images in one run of the loader."""
+"""Minimum number of images in one run of the loader."""
 
 
 def cases(request: Request) -> list[Case]:
@@ -77,7 +77,7 @@ def prepare_loading(request: Request, workers: int, variants: Collection[str]) -
 
 
 class WaitSink:
-    """A sink that keeps one figure by name: the share of time that the last logged steps waited for data."""
+    """A sink that keeps one value by name: the share of time that the last logged steps waited for data."""
 
     def __init__(self, waited: dict[str, float], name: str) -> None:
         self.waited, self.name = waited, name

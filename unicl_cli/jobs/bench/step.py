@@ -83,7 +83,7 @@ ROWS: Mapping[str, Row] = MappingProxyType(
 PROFILE = "profile"
 """The row that says where the time of our step goes, and how often the host waits for the device."""
 DOUBLINGS = 6
-"""The most doublings of --batch in the search for the largest batch; none on a CPU, where hardly anything fails."""
+"""Maximum number of doublings of --batch in search of the largest one; none on a CPU, where hardly anything fails."""
 
 
 def cases(request: Request) -> list[Case]:

@@ -12,9 +12,9 @@ from unicl_cli.jobs.bench.kinds import KINDS
 
 HEAD = ("row", "variant", "ms", "per s", "MiB", "speed (range)")
 WORDS = 2
-"""Columns of text, before those of figures."""
+"""Columns of text, before those of results."""
 OPTIONAL = ("MiB", "speed (range)")
-"""Columns that are left out if they have no figure."""
+"""Columns that are left out if they have no value."""
 SLOW_FIRST_STEP = 60.0
 """Seconds from which a first step gets a line."""
 
@@ -37,7 +37,7 @@ def tables(document: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def row_cells(row: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Yield one line per variant; the row's name and its text counts stand in the first two."""
+    """Yield one line per variant; the row's name and its text counts are in the first two."""
     firsts = [row["name"], text_counts(row)]
     alone = len(row["variants"]) == 1
     for number, (variant, own) in enumerate(row["variants"].items()):

@@ -1,4 +1,4 @@
-"""Models evaluated on the same rows: figures with intervals, and paired differences from the first model."""
+"""Models evaluated on the same rows: metrics with intervals, and paired differences from the first model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHOWN = (
     *("mean_per_class", "mean_per_class_interval", "map", "map_interval", "map_micro", "per_group", "per_rank"),
     *("lca_distance", "reason", "retrieval", "trained_on", "trained_classes", "duplicates_of_eval"),
 )
-"""Figures of an evaluation that stand beside those of the other models."""
+"""Metrics of an evaluation that are shown next to those of the other models."""
 Hits = tuple[Counts, Counts]
 """Hits and trials of each item, both int64 (n,)."""
 
@@ -147,12 +147,12 @@ def compare_entries(models: Sequence[str], measured: Sequence[Measured]) -> dict
 
 
 def class_figure(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the name of the figure of classes: average precision of label sets, else recall."""
+    """Return the name of the metric of classes: average precision of label sets, else recall."""
     return "ap" if any("ap" in row for row in rows) else "recall"
 
 
 def further_candidates(loaded: Loaded, asked: Asked) -> list[list[str]]:
-    """Return for each corpus the classes that the model may answer beside those of the corpus."""
+    """Return for each corpus the candidate classes of the model besides those of the corpus."""
     return [choose_candidates(corpus.classes, loaded.classes, asked).further for corpus in open_corpora(loaded, None)]
 
 
@@ -185,7 +185,7 @@ def template_warnings(models: Sequence[str], templates: Sequence[tuple[str, ...]
 
 
 def compare_figures(models: Sequence[str], measured: Sequence[Measured]) -> list[dict[str, Any]]:
-    """Return the difference of each figure of each model from the first model's, with its interval and exact test."""
+    """Return the difference of each metric of each model from the first model's, with its interval and exact test."""
     first, *others = [hits_of(each) for each in measured]
     rows: list[dict[str, Any]] = []
     for figure, (hits, trials) in first.items():
@@ -205,7 +205,7 @@ def compare_figures(models: Sequence[str], measured: Sequence[Measured]) -> list
 
 
 def figure_rows(figure: str, tested: Sequence[tuple[str, Difference]]) -> list[dict[str, Any]]:
-    """Return the rows of one figure: each model's difference, with p adjusted for their number."""
+    """Return the rows of one metric: each model's difference, with p adjusted for their number."""
     adjusted = adjust_holm([found.p for _, found in tested])
     return [
         {"figure": figure, "model": model, **found._asdict(), "interval": list(found.interval), "p_holm": p_holm}
@@ -214,7 +214,7 @@ def figure_rows(figure: str, tested: Sequence[tuple[str, Difference]]) -> list[d
 
 
 def hits_of(measured: Measured) -> dict[str, Hits]:
-    """Return the hits of each figure that is a share of hits; the mean per class is not one."""
+    """Return the hits of each metric that is a share of hits; the mean per class is not one."""
     figures: dict[str, Hits] = {}
     if measured.answers is not None:
         ranks = np.asarray(measured.answers["rank"], np.int64)

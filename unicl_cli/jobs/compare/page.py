@@ -63,7 +63,7 @@ def comparison_page(compared: Comparison) -> str:
 
 
 def entry_sections(models: Sequence[str], entry: Mapping[str, Any]) -> Iterator[Html]:
-    """Yield the figures of one data set, the differences from the first model, and the recall per class."""
+    """Yield the metrics of one data set, the differences from the first model, and the recall per class."""
     rows = [figures_of(row) for row in entry["models"]]
     for title, present in figure_groups(entry):
         body = [
@@ -71,7 +71,7 @@ def entry_sections(models: Sequence[str], entry: Mapping[str, Any]) -> Iterator[
             for letter, name, row in zip(letters(models), short_names(models), rows, strict=True)
         ]
         table = html.table(("model", *(NAMES[name] for name in present)), body)
-        yield section(title, table, note="Below each share is its 95 % interval.")
+        yield section(title, table, note="Below each value is its 95 % interval.")
     if entry.get("warnings"):
         yield section("Warnings", html.bullet_list(entry["warnings"]))
     if entry["differences"]:
@@ -104,7 +104,7 @@ def differences_section(models: Sequence[str], entry: Mapping[str, Any]) -> Html
         )
         for row in entry["differences"]
     ]
-    head = ("", "figure", "points", "items", "better", "worse", "p", *(["p, Holm"] if several else []))
+    head = ("", "metric", "points", "items", "better", "worse", "p", *(["p, Holm"] if several else []))
     note = (
         "Percentage points with 95 % intervals. Better and worse count the images with more and with fewer hits than "
         "those of A; p is the exact paired test (McNemar). Of mAP they count classes, and p is that of a normal test."
@@ -135,7 +135,7 @@ def image_sections(models: Sequence[str], answers: Sequence[AnswerColumns | None
 
 
 def find_disagreements(right: AnswerColumns, wrong: AnswerColumns) -> list[Disagreement]:
-    """Return the rows that only the first classifies correctly: of each class in turn, the one it is surest of."""
+    """Return the rows that only the first classifies correctly: of each class in turn, the most confident one."""
     names = ("predicted", "p_max", "correct")
     columns = (right["key"], right["class"], *(own[name] for own in (right, wrong) for name in names))
     found = [
@@ -161,7 +161,7 @@ def disagreement_section(right: str, wrong: str, found: Sequence[Disagreement], 
         )
         for split in found[:IMAGES]
     )
-    note = f"{len(found):,} images. Of each class in turn, the one that {right} is surest of."
+    note = f"{len(found):,} images. One per class in turn, where {right} is most confident."
     return section(f"Right by {right}, wrong by {wrong}", wall, note=note)
 
 

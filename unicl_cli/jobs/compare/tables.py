@@ -21,17 +21,17 @@ NAMES = {
     "text_to_image_r1": "text to image R@1",
     "image_to_text_r1": "image to text R@1",
 }
-"""Figures as people read them."""
+"""Metrics as people read them."""
 CLASSIFIED = ("top1", "top5", "mean_per_class", "map")
 PER_CLASS = {"recall": "Recall", "ap": "Average precision"}
-"""Figures of classes."""
+"""Metrics of classes."""
 SHOWN_CLASSES, SHOWN_KEYS = 10, 20
 WIDEST = 28
 """Characters of a recipe's value in a table."""
 
 
 def compare_tables(document: Mapping[str, Any]) -> Iterator[Table]:
-    """Yield the tables of a document of `unicl compare`; figures in percent."""
+    """Yield the tables of a document of `unicl compare`; metrics in percent."""
     models: Sequence[str] = document["models"]
     for entry in document["data"]:
         yield from figures_tables(entry)
@@ -56,7 +56,7 @@ def figures_tables(entry: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def figure_groups(entry: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """Yield the title and the figures of classification and of retrieval, each if a model has it."""
+    """Yield the title and the metrics of classification and of retrieval, each if a model has it."""
     known = {name for row in entry["models"] for name in figures_of(row)}
     where = f"{entry['name']} {entry['split']}"
     first = next((row for row in entry["models"] if "classes" in row), None)
@@ -72,7 +72,7 @@ def figure_groups(entry: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
 
 
 def figures_of(row: Mapping[str, Any]) -> dict[str, tuple[float, Sequence[float]]]:
-    """Return share and interval of each figure of a model, by its name in ``NAMES``."""
+    """Return share and interval of each metric of a model, by its name in ``NAMES``."""
     flat = dict(row)
     for way in ("text_to_image", "image_to_text"):
         for key, value in row.get("retrieval", {}).get(way, {}).items():
@@ -85,7 +85,7 @@ def differences_table(models: Sequence[str], entry: Mapping[str, Any]) -> Table:
     title = f"Difference from A, points · {entry['name']} {entry['split']}"
     several = len(models) > 2
     head = ("points\n95 %", "n", "better", "worse", "p\nHolm" if several else "p")
-    table = make_table(title, ("", "figure"), head)
+    table = make_table(title, ("", "metric"), head)
     table.columns[0].no_wrap = True
     letter_of = dict(zip(models, letters(models), strict=True))
     for row in entry["differences"]:
@@ -135,12 +135,12 @@ def classes_table(models: Sequence[str], entry: Mapping[str, Any]) -> Table:
 
 
 def class_shares(row: Mapping[str, Any]) -> Sequence[float | None]:
-    """Return the figure of a class for each model."""
+    """Return the metric of a class for each model."""
     return next(row[name] for name in PER_CLASS if name in row)
 
 
 def class_figure_name(entry: Mapping[str, Any]) -> str:
-    """Return the name of the figure that an entry has of its classes."""
+    """Return the name of the metric that an entry has of its classes."""
     return next(words for name, words in PER_CLASS.items() if name in entry["per_class"][0])
 
 

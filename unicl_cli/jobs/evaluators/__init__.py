@@ -1,1 +1,1 @@
-"""Evaluators: named figures from a finished model and one split of a corpus."""
+"""Evaluators: named metrics from a finished model and one split of a corpus."""

@@ -23,7 +23,7 @@ NEEDS = {
     "labels": "rows with labels",
     "scores": "a model whose loss scores classes",
     "captions": "a model that reads captions",
-    "figures": "a loss with figures of its own",
+    "figures": "a loss with metrics of its own",
 }
 
 

@@ -1,4 +1,4 @@
-"""The candidates of a classification: the classes that may be answered."""
+"""The candidates of a classification: the classes to choose from."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Candidates(NamedTuple):
 def choose_candidates(corpus: Sequence[ClassName], model: Sequence[ClassName], asked: Asked) -> Candidates:
     """Return the candidates for rows of a corpus with these classes, answered by a model that has learned those.
 
-    A class of the model is one of the corpus if their keys are equal, or if they share a name, whatever its case.
-    If all classes of the corpus are the model's, only classes of the same groups are further candidates: an image is
-    both "red" and "circle", and what stands above its class in a taxonomy is true of it as well.
-    Raise UniclError if a list names no class of the corpus: no row could be right.
+    A class of the model is one of the corpus if their keys are equal, or if they share a name, whatever its case. If
+    all classes of the corpus are the model's, only classes of the same groups are further candidates: an image is both
+    "red" and "circle", and what is above its class in a taxonomy is true of it as well. Raise UniclError if a list
+    names no class of the corpus: no row could be right.
     """
     further = other_classes(corpus, model)
     if asked == "corpus":

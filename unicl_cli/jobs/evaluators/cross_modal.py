@@ -39,11 +39,11 @@ class Modality(NamedTuple):
 
 
 class CrossModalEvaluator:
-    """Recall at 1, 5 and 10 between any two modalities among the rows that have both, beside that of a random order.
+    """Recall at 1, 5 and 10 between any two modalities among the rows that have both, with that of a random order.
 
     Zero-shot accuracy of images and of each kind of media, on rows with one label, through the prompts of the classes.
-    A pair that training never showed together tells emergent alignment (ImageBind, CVPR 2023, section 4.1). Empty for a
-    model of images and texts alone.
+    A pair that training never showed together measures emergent alignment (ImageBind, CVPR 2023, section 4.1). Empty
+    for a model of images and texts alone.
     """
 
     needs: Sequence[Need] = ("captions",)

@@ -66,7 +66,7 @@ def probe(
 
 
 def loss() -> Evaluator:
-    """The loss's own figures on rows that were held out: its method ``measure`` counts hits."""
+    """The loss's own metrics on held-out rows: its method ``measure`` counts hits."""
     from unicl_cli.jobs.evaluators.loss_figures import LossFigures
 
     return LossFigures()

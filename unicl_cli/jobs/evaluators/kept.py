@@ -1,4 +1,4 @@
-"""Answers and ranks of single rows, which evaluators hand over beside their figures."""
+"""Answers and ranks of single rows, which evaluators return in addition to their metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of rows with label sets: average precision and F1 of classes, top-1 within groups, ranks of a taxonomy."""
+"""Metrics of rows with label sets: average precision and F1 of classes, top-1 within groups, ranks of a taxonomy."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class LabelledImages(NamedTuple):
 
     @property
     def wanted(self) -> Bools:
-        """The classes of the corpus that may be answered, bool (C,)."""
+        """The classes of the corpus that are candidates, bool (C,)."""
         return np.array(self.chosen.allowed[: self.chosen.in_corpus])
 
     def group_numbers(self) -> Tensor:
@@ -126,7 +126,7 @@ def label_set_figures(
     thresholds: FoundThresholds | None = None,
     keep: KeepPrecisions | None = None,
 ) -> dict[str, Any]:
-    """Return the figures of the rows, with warnings; ``keep`` takes the average precisions."""
+    """Return the metrics of the rows, with warnings; ``keep`` takes the average precisions."""
     truth, wanted = images.truth, images.wanted
     cut = None if thresholds is None else order_thresholds(thresholds, corpus)
     found = measure_classes(images.scores.by_classes, truth, wanted, cut)
@@ -163,7 +163,7 @@ def f1_figures(found: ClassFigures) -> dict[str, float]:
 
 
 def class_rows(corpus: EvalCorpus, found: ClassFigures, cut: Cut | None) -> list[dict[str, Any]]:
-    """Return the figures of each class with a positive."""
+    """Return the metrics of each class with a positive."""
     f1 = None if cut is None else found.f1()
     rows: list[dict[str, Any]] = []
     for label in found.positives.nonzero()[0].tolist():
@@ -286,8 +286,8 @@ def warn_about_classes(found: ClassFigures, wanted: Bools, split: str) -> list[s
         warnings.append(f"{absent} of {len(wanted)} classes have no row in split {split}: left out of mAP")
     full = int(((found.positives > 0) & (found.positives == found.annotated)).sum())
     if full:
-        told = f"{count_of(full, 'class')} {plural(full, 'is', 'are')} a label of every annotated row of split {split}"
-        warnings.append(f"{told}: their average precision is 1 whatever the model says")
+        text = f"{count_of(full, 'class')} {plural(full, 'is', 'are')} a label of every annotated row of split {split}"
+        warnings.append(f"{text}: their average precision is 1 whatever the model says")
     left_out = int((~wanted).sum())
     if left_out:
         warnings.append(f"{count_of(left_out, 'class')} of the corpus left out: not among the candidates")

@@ -1,4 +1,4 @@
-"""The evaluator `loss`: the figures that a loss has of its own, on rows that were held out."""
+"""The evaluator `loss`: the loss's own metrics, on held-out rows."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class LossFigures:
         step: Any = bare(encoder.loaded.step)
         if not hasattr(step.loss, "measure"):
             raise UniclError(
-                f"evaluator loss: the loss of {encoder.loaded.name} has no figures of its own", "use zeroshot or probe"
+                f"evaluator loss: the loss of {encoder.loaded.name} has no metrics of its own", "use zeroshot or probe"
             )
         own = number_classes(corpus.classes, encoder.loaded.classes)
         tables = [cast("RowTable", corpus.table(split, kind)) for kind in corpus.kinds(split)]

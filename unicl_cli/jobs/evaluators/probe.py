@@ -138,7 +138,7 @@ class ProbeEvaluator(NamedTuple):
     def _probe_sets(
         self, model: EvalModel, corpus: EvalCorpus, split: str, *, batch: int, limit: int | None
     ) -> dict[str, Any]:
-        """Return the figures of a corpus with label sets."""
+        """Return the metrics of a corpus with label sets."""
 
         def read(of: str) -> SetExamples:
             table, label = corpus.table(of, "labels"), f"{corpus.name} {of}"
@@ -256,7 +256,7 @@ def train_regression(task: Task, c: float | None, advance: Callable[[int], None]
             return measure_classifiers(models, strengths, validation.features, validation.targets)
 
         curve = sweep(measure)
-        c = max(curve, key=lambda point: point.merit).c
+        c = max(curve, key=lambda point: point.sort_key).c
         start = search.known[c]
     model = fit_classifiers(whole.features, whole.targets, [c], task.num_classes, start=start)
     advance(1)
@@ -271,7 +271,7 @@ def train_neighbours(task: Task) -> Classifier:
     """Let the nearest neighbours vote; their number is chosen on the validation rows."""
     train, validation, whole = task.train, task.validation, task.whole
     curve = neighbour_curve(train.features, train.targets, validation.features, validation.targets, task.num_classes)
-    best = max(curve, key=lambda point: point.merit)
+    best = max(curve, key=lambda point: point.sort_key)
 
     def predict(features: Tensor) -> Tensor:
         (shares,) = vote_shares(whole.features, whole.targets, features, [int(best.c)], task.num_classes)

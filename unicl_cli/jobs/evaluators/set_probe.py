@@ -58,7 +58,7 @@ class SetClassifier(NamedTuple):
 
 
 def check_one_vs_rest(options: ProbeOptions, corpus: EvalCorpus) -> None:
-    """Raise UniclError for options that take one label a row."""
+    """Raise UniclError for options that take one label per row."""
     if options.method == "knn":
         asked = "--method knn"
     elif options.shots:
@@ -66,7 +66,7 @@ def check_one_vs_rest(options: ProbeOptions, corpus: EvalCorpus) -> None:
     else:
         return
     raise UniclError(
-        f"{asked}: takes one label a row, and rows of {corpus.name} have label sets",
+        f"{asked}: takes one label per row, but rows of {corpus.name} have label sets",
         "leave it out: logistic regression on all rows takes label sets",
     )
 
@@ -98,7 +98,7 @@ def train_one_vs_rest(
     if c is None:
         search = OneVsRest(train.features, train.truth, torch.float32)
         curve = sweep(search_measure(search, validation.features, validation.truth, advance))
-        c = max(curve, key=lambda point: point.merit).c
+        c = max(curve, key=lambda point: point.sort_key).c
     whole = train.joined(validation)
     linear = OneVsRest(whole.features, whole.truth).fit([c])
     advance(1)
@@ -106,7 +106,7 @@ def train_one_vs_rest(
 
 
 def set_probe_figures(found: SetClassifier, test: SetExamples, corpus: EvalCorpus, split: str) -> dict[str, Any]:
-    """Return the figures on ``test``, as `unicl eval` has them, the chosen C and the validation curve."""
+    """Return the metrics on ``test``, as `unicl eval` has them, the chosen C and the validation curve."""
     weights, bias = found.linear.weights[0].float(), found.linear.bias[0].float()
 
     def classify(features: Tensor, classes: slice) -> Tensor:

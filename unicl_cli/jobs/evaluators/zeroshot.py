@@ -50,7 +50,7 @@ class Answers(NamedTuple):
 class ZeroShotEvaluator(NamedTuple):
     """Accuracy, per class and per source, and calibration; average precision and more of rows with label sets.
 
-    ``keep_answers`` takes the answer to each row. ``candidates`` are the classes that may be answered: see
+    ``keep_answers`` takes the answer to each row. ``candidates`` are the classes to choose from: see
     `choose_candidates`; rows of a class that is not a candidate are left out. ``thresholds`` are for F1.
     """
 
@@ -78,8 +78,8 @@ class ZeroShotEvaluator(NamedTuple):
         rows, left_out = rows_to_answer(labels, chosen, label, limit)
         answers = answer_rows(encoder, scorer, table, rows, batch=batch, label=label)
         check_finite(answers.ranks >= 0, rows, table, f"{encoder.loaded.name} on {label}")
-        figures, told = self._classify(corpus, split, scorer, chosen, answers, rows)
-        warnings = [*chosen.warnings, *left_out, *told]
+        figures, more = self._classify(corpus, split, scorer, chosen, answers, rows)
+        warnings = [*chosen.warnings, *left_out, *more]
         return figures | {"warnings": warnings} if warnings else figures
 
     def _classify(
@@ -91,7 +91,7 @@ class ZeroShotEvaluator(NamedTuple):
         answers: Answers,
         rows: Sequence[int],
     ) -> tuple[dict[str, Any], list[str]]:
-        """Return the figures of answers to rows with one label each, and warnings."""
+        """Return the metrics of answers to rows with one label each, and warnings."""
         table = corpus.table(split, "labels")
         if self.keep_answers is not None:
             known = [each.names[0] for each in chosen.classes]
@@ -106,8 +106,8 @@ class ZeroShotEvaluator(NamedTuple):
             same = scorer.first[answers.top[:, 0]] == scorer.first[targets]
             figures["top1_any_of_identical"] = int(same.sum()) / len(same)
         absent = sum(chosen.allowed[: len(names)]) - len(figures["per_class"])
-        told = [*warn_about_candidates(chosen, answerable, self.candidates), *scorer.warnings]
-        return figures, [*told, *answer_warnings(answers, absent, len(names), split, is_open=is_open)]
+        warnings = [*warn_about_candidates(chosen, answerable, self.candidates), *scorer.warnings]
+        return figures, [*warnings, *answer_warnings(answers, absent, len(names), split, is_open=is_open)]
 
     def _measure_sets(
         self,
@@ -120,7 +120,7 @@ class ZeroShotEvaluator(NamedTuple):
         batch: int,
         limit: int | None,
     ) -> dict[str, Any]:
-        """Return the figures of a split with label sets; those of one label beside them if each row has one."""
+        """Return the metrics of a split with label sets; also those of single labels if each row has one."""
         images = score_label_sets(encoder, scorer, chosen, corpus, split, batch=batch, limit=limit)
         figures = label_set_figures(images, corpus, split, self.thresholds, self.keep_precisions)
         warnings = [*chosen.warnings, *figures.pop("warnings", ())]
@@ -129,7 +129,7 @@ class ZeroShotEvaluator(NamedTuple):
         if bool((labels != NO_LABEL).all()) and bool(answered.any()):
             answers = answer_features(images, labels, answered)
             rows = [row for row, kept in zip(images.rows, answered.tolist(), strict=True) if kept]
-            single, told = self._classify(corpus, split, scorer, chosen, answers, rows)
+            single, more = self._classify(corpus, split, scorer, chosen, answers, rows)
             recalls = dict(zip(labels[answered].unique().tolist(), single.pop("per_class"), strict=True))
             add_recalls(figures["per_class"], images, recalls)
             figures |= single | {"n": figures["n"]}
@@ -137,8 +137,8 @@ class ZeroShotEvaluator(NamedTuple):
             answerable = count_candidates(scorer, chosen)
             figures["candidates"] = answerable._asdict()
             others = warn_about_candidates(chosen, answerable, self.candidates) if answerable.total > 1 else []
-            told = [*others, *scorer.warnings]  # one class is a question of its own: does the image have it?
-        warnings += told
+            more = [*others, *scorer.warnings]  # a single class is a yes-or-no question: does the image have it?
+        warnings += more
         return figures | {"warnings": warnings} if warnings else figures
 
 
@@ -153,7 +153,7 @@ def add_recalls(
 
 
 def restrict(scorer: Scorer, allowed: Sequence[bool]) -> Scorer:
-    """Return the scorer with -inf for classes that may not be answered."""
+    """Return the scorer with -inf for classes that are not candidates."""
     if all(allowed):
         return scorer
     hidden = ~torch.tensor(allowed)
@@ -179,8 +179,10 @@ def rows_to_answer(labels: Tensor, chosen: Candidates, label: str, limit: int | 
     if not rows:
         raise UniclError(f"--candidates: no row of {label} has one of these classes", "add classes of its rows")
     left = int((~is_asked).sum())
-    told = [f"{left} of {len(labels)} rows are left out: their classes are not among the candidates"] if left else []
-    return limit_rows(rows, limit), told
+    warnings = (
+        [f"{left} of {len(labels)} rows are left out: their classes are not among the candidates"] if left else []
+    )
+    return limit_rows(rows, limit), warnings
 
 
 def count_candidates(scorer: Scorer, chosen: Candidates) -> AnswerableClasses:
@@ -198,8 +200,10 @@ def warn_about_candidates(chosen: Candidates, found: AnswerableClasses, asked: A
     if not chosen.further:
         return []
     which = "is not a class" if found.not_in_corpus == 1 else "are not classes"
-    told = f"{found.not_in_corpus} of {found.total} candidates {which} of the corpus: {shorten_names(chosen.further)}"
-    return [f"{told}; --candidates corpus leaves them out" if asked == "all" else told]
+    warning = (
+        f"{found.not_in_corpus} of {found.total} candidates {which} of the corpus: {shorten_names(chosen.further)}"
+    )
+    return [f"{warning}; --candidates corpus leaves them out" if asked == "all" else warning]
 
 
 def answer_rows(

@@ -22,7 +22,7 @@ MEANINGS = {
     "audio": 'a WAV, FLAC or OGG file; `cast_column("audio", Audio())` decodes it',
     "depth": "a depth map of the size of the image",
     "thermal": "a thermal image of the size of the image",
-    "imu": "a NPY or CSV file of inertial measurements, six columns",
+    "imu": "an NPY or CSV file of inertial measurements, six columns",
     "key": "a name that no other row has",
     "source": "the source that it was prepared from",
     "url": "the address that the image came from",

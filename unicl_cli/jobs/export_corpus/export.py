@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import os
-import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -22,11 +21,12 @@ from unicl_cli.errors import Stopped, UniclError, did_you_mean
 from unicl_cli.formats import byte_size, count_of
 from unicl_cli.jobs.export_corpus.hub import HubFormat
 from unicl_cli.jobs.export_corpus.plan import ExportPlan, Format, Piece, Written, plan_pieces, read_tables
-from unicl_cli.jobs.export_corpus.samples import Wording
+from unicl_cli.jobs.export_corpus.samples import ClassTexts
 from unicl_cli.jobs.export_corpus.webdataset import WebDatasetFormat
-from unicl_cli.jobs.prepare.progress import Progress, note
+from unicl_cli.jobs.prepare.shards.progress import Progress, note
 from unicl_cli.storage.documents import Document, read_document
 from unicl_cli.storage.files import discard, remove_leftovers, replace_durably, temporary_beside, write_atomic
+from unicl_cli.storage.hub import check_licence
 from unicl_cli.storage.json_output import format_json
 from unicl_cli.storage.lock import check_unused, lock_folder
 
@@ -38,16 +38,15 @@ STATE, PLAN, LOCK = ".unicl-export", "plan.json", ".lock"
 MEGA = 1_000_000
 AGAIN = "run the same command again to continue"
 ANOTHER = "choose another directory with -o"
-_LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,60}")
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _NOTES = {
     "several_texts": "with several captions: the text of the sample is the first, and its JSON has all",
     "prompts": "with a label and no caption: the text of the sample is a prompt of its class",
     "several_labels": "with several labels: they are in the JSON, and there is no .cls",
-    "converted": "in formats that open_clip does not read: a PNG of it is beside its own bytes",
-    "turned": "with an EXIF orientation, which open_clip does not apply: it sees them lying or upside down",
+    "converted": "in formats that open_clip does not read: a PNG is added to the original",
+    "turned": "with an EXIF orientation, which open_clip does not apply: it sees them rotated",
 }
-"""Counts of rows that a note tells, after `N images `."""
+"""Counts of rows that a note reports, after `N images `."""
 
 
 class Finished(Document):
@@ -106,13 +105,10 @@ def plan_export(corpus: Corpus, request: ExportRequest) -> Export:
     splits = [split for split in corpus.splits if not request.splits or split in request.splits]
     lines = class_lines(corpus)
     licence = request.licence or str((corpus.manifest.model_extra or {}).get("license") or "unknown")
-    if not _LICENSE.fullmatch(licence):
-        raise UniclError(
-            f"--license {licence}: is not an identifier of the hub", "write for example cc-by-4.0 or other"
-        )
+    check_licence(licence)
     if request.format == "webdataset":
-        wording = Wording(corpus.classes, groups_of(corpus.classes), load_templates(corpus.templates))
-        layout: Format = WebDatasetFormat(corpus, request.out, wording, lines)
+        class_texts = ClassTexts(corpus.classes, groups_of(corpus.classes), load_templates(corpus.templates))
+        layout: Format = WebDatasetFormat(corpus, request.out, class_texts, lines)
     elif request.format == "hf":
         layout = HubFormat(corpus, request.out, splits, lines, licence)
     else:

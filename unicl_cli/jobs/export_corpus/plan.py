@@ -51,7 +51,7 @@ class Written(Document):
 
 
 class Format(Protocol):
-    """One layout: where its files lie, how one is written, and what completes the export."""
+    """One layout: where its files are, how one is written, and what completes the export."""
 
     def name_files(self, split: str, cuts: Sequence[Sequence[Span]]) -> Sequence[str]: ...
     def write(

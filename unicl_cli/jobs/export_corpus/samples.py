@@ -29,7 +29,7 @@ _MEDIA_ENDINGS = ((b"RIFF", "wav"), (b"fLaC", "flac"), (b"OggS", "ogg"), (PNG, "
 Members = list[tuple[str, bytes]]
 
 
-class Wording(NamedTuple):
+class ClassTexts(NamedTuple):
     """The classes, groups and templates of a corpus, from which a row without captions gets its text."""
 
     classes: tuple[ClassName, ...]
@@ -43,8 +43,8 @@ class Wording(NamedTuple):
         return fill_template(self.templates[pick % len(self.templates)], self.classes[label].names[0])
 
 
-def members_of(row: Mapping[str, Any], wording: Wording, counts: Counter[str]) -> Members:
-    """Return the members of a row's sample by ending, in order; ``counts`` gets what is to be told.
+def members_of(row: Mapping[str, Any], class_texts: ClassTexts, counts: Counter[str]) -> Members:
+    """Return the members of a row's sample by ending, in order; ``counts`` gets what notes will report.
 
     The text is the first caption; a labelled row without captions gets a prompt. All captions are in the JSON.
     """
@@ -53,12 +53,12 @@ def members_of(row: Mapping[str, Any], wording: Wording, counts: Counter[str]) -
     about: dict[str, Any] = {"key": row["key"], "source": row["source"], "url": row["url"], "texts": texts}
     text = texts[0] if texts else None
     if text is None and labels:
-        text = about["prompt"] = wording.prompt(row["key"], labels)
+        text = about["prompt"] = class_texts.prompt(row["key"], labels)
     if labels or KNOWN in row:
-        about |= {"labels": labels, "classes": [wording.classes[label].names[0] for label in labels]}
-        about["class_keys"] = [wording.classes[label].key for label in labels]
+        about |= {"labels": labels, "classes": [class_texts.classes[label].names[0] for label in labels]}
+        about["class_keys"] = [class_texts.classes[label].key for label in labels]
     if KNOWN in row:
-        about["annotated"] = [group for number, group in enumerate(wording.groups) if row[KNOWN] >> number & 1]
+        about["annotated"] = [group for number, group in enumerate(class_texts.groups) if row[KNOWN] >> number & 1]
     about |= {"width": row["width"], "height": row["height"], "sha256": row["sha256"].hex()}
     members = image_members(row["image"]["bytes"], row["key"], counts)
     if text is not None:
@@ -97,7 +97,7 @@ def is_plain(data: bytes) -> bool:
         with Image.open(io.BytesIO(data)) as image:
             if data.startswith(PNG):
                 image.load()  # notes may come after the pixels
-    except Exception:  # noqa: BLE001 - decoders raise anything; the answer is told with a count
+    except Exception:  # noqa: BLE001 - decoders raise anything; a note counts such images
         return False
     return True
 

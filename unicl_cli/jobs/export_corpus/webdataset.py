@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from unicl_cli.data.corpus import Corpus
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.export_corpus.plan import Piece, Span, Written
-from unicl_cli.jobs.export_corpus.samples import Wording, members_of
+from unicl_cli.jobs.export_corpus.samples import ClassTexts, members_of
 from unicl_cli.storage.json_output import format_json
 
 WORKERS = 4
@@ -23,11 +23,11 @@ CHECK_ROWS = 64
 class WebDatasetFormat:
     """The layout ``SPLIT/00000.tar``; rows of images, which have no text, are in ``SPLIT-images/``."""
 
-    def __init__(self, corpus: Corpus, out: Path, wording: Wording, class_lines: Sequence[str]) -> None:
+    def __init__(self, corpus: Corpus, out: Path, class_texts: ClassTexts, class_lines: Sequence[str]) -> None:
         if any(sign in str(out) for sign in ("{", "}", "::")):
             hint = "choose another directory with -o"
             raise UniclError(f"-o {out}: {{, }} and :: have a meaning in the patterns of WebDataset", hint)
-        self.corpus, self.out, self.wording, self.class_lines = corpus, out, wording, class_lines
+        self.corpus, self.out, self.class_texts, self.class_lines = corpus, out, class_texts, class_lines
 
     def name_files(self, split: str, cuts: Sequence[Sequence[Span]]) -> list[str]:
         """Return ``SPLIT/NUMBER.tar`` for each file; numbers have five digits or as many as are needed."""
@@ -58,7 +58,7 @@ class WebDatasetFormat:
                     if stopped():
                         return None
                     for row in table.slice(start, CHECK_ROWS).to_pylist():
-                        for ending, data in members_of(row, self.wording, counts):
+                        for ending, data in members_of(row, self.class_texts, counts):
                             add_member(tar, f"{number:09}.{ending}", data)
                         number += 1
         return counts
@@ -72,7 +72,7 @@ class WebDatasetFormat:
         files = {f"{folder}/sizes.json": format_json(of, 1) + "\n" for folder, of in sizes.items()}
         if self.class_lines:
             names = "".join(f"{line}\n" for line in self.class_lines)
-            templates = "".join(f"{fill_brace(template)}\n" for template in self.wording.templates)
+            templates = "".join(f"{fill_brace(template)}\n" for template in self.class_texts.templates)
             for folder in sizes:
                 files[f"{folder}/classnames.txt"] = names
                 files[f"{folder}/zeroshot_classification_templates.txt"] = templates

@@ -43,7 +43,7 @@ class Relations(NamedTuple):
     target: BatchTarget
     texts: Ints
     labels: Any
-    said: Any
+    text_labels: Any
     named: Any
 
     def missed(self, images: Ints) -> tuple[Mask, Mask]:
@@ -51,7 +51,7 @@ class Relations(NamedTuple):
         positive, hidden = self.target.positives(images), self.target.hidden(images)
         is_negative = ~(positive | hidden)
         same = self.texts[images, None] == self.texts
-        naming = (self.labels[images] @ self.named.T + self.named[images] @ self.said.T).toarray() > 0
+        naming = (self.labels[images] @ self.named.T + self.named[images] @ self.text_labels.T).toarray() > 0
         return same & is_negative, naming & is_negative
 
 
@@ -171,8 +171,8 @@ def relate_rows(rows: list[Drawn], target: BatchTarget, data: TrainingData) -> R
     for n, label in zip(text.tolist(), named.tolist(), strict=True):
         mentions[n].append(label)
     labels = incidence_of([row.labels for row in rows], len(data.classes))
-    said = labels if target.target is None else target.said
-    return Relations(target, texts, labels, said, incidence_of(mentions, len(data.classes)))
+    text_labels = labels if target.target is None else target.text_labels
+    return Relations(target, texts, labels, text_labels, incidence_of(mentions, len(data.classes)))
 
 
 def pair_counts(relations: Relations) -> dict[str, Any]:

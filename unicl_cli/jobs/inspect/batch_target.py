@@ -50,7 +50,9 @@ class BatchTarget:
         self.reads = batch.text_index[taken] if loss.fold else torch.arange(len(rows))
         self.target = None if found is None else found.map_rows(lambda x: x[taken])
         if self.target is not None:
-            self.has, self.said = (_incidence(x, classes) for x in (self.target.labels, self.target.said()))
+            self.has, self.text_labels = (
+                _incidence(x, classes) for x in (self.target.labels, self.target.text_labels())
+            )
             weights = self.target.weights
             self.weights = None if weights is None else weights.numpy().astype(np.float64)
 
@@ -101,7 +103,7 @@ class BatchTarget:
         mine = self.has[images]
         if self.weights is not None:
             mine = mine.multiply(self.weights)
-        return (mine @ self.said.T).toarray()
+        return (mine @ self.text_labels.T).toarray()
 
 
 def _incidence(labels: Tensor, classes: int) -> Any:

@@ -20,7 +20,7 @@ from unicl_cli.jobs.inspect.near import NearPair, find_near
 from unicl_cli.jobs.inspect.pages import batch_page, corpus_page
 from unicl_cli.jobs.inspect.run import inspect_run
 from unicl_cli.jobs.inspect.run_tables import checkpoint_page, run_page
-from unicl_cli.jobs.prepare.not_in import open_others
+from unicl_cli.jobs.prepare.shards.not_in import open_others
 from unicl_cli.pages.html import write_page
 from unicl_cli.recipe.layers import shipped_recipes
 from unicl_cli.recipe.load import load

@@ -37,7 +37,7 @@ def set_facts(classes: Sequence[ClassName], sets: RowSets, most: int) -> dict[st
 
 
 def group_facts(classes: Sequence[ClassName], sets: RowSets) -> list[dict[str, Any]]:
-    """Return for each group its classes, the rows that know it, those with a label of it, and its labels."""
+    """Return for each group its classes, the rows annotated for it, those with a label of it, and its labels."""
     named = label_sets_of(classes, 1)
     numbers = np.array(named.groups, np.int64)
     row, group = _rows_of(sets), numbers[sets.values]

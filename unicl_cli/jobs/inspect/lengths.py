@@ -24,7 +24,7 @@ CLIP_LENGTH = 77
 KEPT_SHARE = 0.99
 """Share of captions that fit into the advised context length."""
 MAX_FITTED_PROMPTS = 100_000
-"""Largest number of prompts to fit a corpus's own tokenizer on, beside the sampled captions."""
+"""Largest number of prompts to fit a corpus's own tokenizer on, besides the sampled captions."""
 CHUNK = 4096
 LAST_BIN = 97
 """The histogram's last bin, which includes all longer captions."""

@@ -23,8 +23,8 @@ from unicl_cli.data.near_images import (
 )
 from unicl_cli.data.pictures import ImageError, decode
 from unicl_cli.inference.progress import progress
-from unicl_cli.jobs.prepare.download import map_ahead
-from unicl_cli.jobs.prepare.not_in import OtherCorpus
+from unicl_cli.jobs.prepare.shards.download import map_ahead
+from unicl_cli.jobs.prepare.shards.not_in import OtherCorpus
 
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]

@@ -57,7 +57,7 @@ def corpus_page(
 
 
 def figures(facts: Mapping[str, Any]) -> Html:
-    """Return the main figures of the corpus."""
+    """Return the main numbers of the corpus."""
     side = facts["pictures"]["short_side"]
     shown: list[tuple[str, object]] = [("rows", f"{facts['rows']:,}"), ("classes", f"{facts['classes']:,}")]
     if "captions" in facts:

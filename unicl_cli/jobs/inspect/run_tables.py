@@ -17,11 +17,11 @@ from unicl_cli.pages.html import Html, section, tag
 from unicl_cli.runs.validations import group_rows, name_rows
 
 ACROSS = 4
-"""Figures of validations beside each other in a terminal."""
+"""Metrics of validations side by side in a terminal."""
 LEADING = 6
-"""Figures of validations in the large tiles of a page."""
+"""Metrics of validations in the large tiles of a page."""
 FIGURES = ("loss", "excess_loss", "lr", "logit_scale", "grad_norm", "img_s", "label_share", "unique_text", "padding")
-"""Figures shown from the last line of metrics.jsonl."""
+"""Metrics shown from the last line of metrics.jsonl."""
 
 
 def key_value_table(title: str, rows: Mapping[str, str]) -> Table:
@@ -145,14 +145,14 @@ def losses(facts: Mapping[str, Any]) -> list[tuple[float, float]]:
 
 
 def validation_names(facts: Mapping[str, Any]) -> list[str]:
-    """Return the names of all figures of the validations, in order."""
+    """Return the names of all metrics of the validations, in order."""
     return list(
         dict.fromkeys(k for row in facts["validations"] for k, value in row.items() if isinstance(value, float))
     )
 
 
 def validation_lines(facts: Mapping[str, Any], names: Sequence[str] | None = None) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows, of all figures or of ``names``; a figure missing from a validation leaves a gap."""
+    """Return head and rows, of all metrics or of ``names``; a metric missing from a validation leaves a gap."""
     rows = facts["validations"]
     names = validation_names(facts) if names is None else names
     lines = [
@@ -167,9 +167,9 @@ def validation_lines(facts: Mapping[str, Any], names: Sequence[str] | None = Non
 
 
 def validation_tables(facts: Mapping[str, Any]) -> Iterator[Table]:
-    """Yield tables that fit a terminal: one for each direction of a retrieval, and at most ``ACROSS`` figures in each.
+    """Yield tables that fit a terminal: one for each direction of a retrieval, and at most ``ACROSS`` metrics in each.
 
-    Figures of the trained weights beside those of their average are left to the page.
+    Metrics of the trained weights are shown only on the page if there are those of their average.
     """
     groups: dict[str, list[str]] = {}
     for name in validation_names(facts):
@@ -186,7 +186,7 @@ def validation_tables(facts: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def validation_curves(facts: Mapping[str, Any]) -> dict[tuple[str, str], list[tuple[float, float]]]:
-    """Return the (step, value) points of each figure of the validations, by (figure, data); the main entry first."""
+    """Return the (step, value) points of each metric of the validations, by (metric, data); the main entry first."""
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for of, rows in group_rows(facts["validations"]):
         for row in rows:
@@ -220,7 +220,7 @@ def run_tables(facts: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def main_figures(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the figures that a page leads with: those of the last validations, then loss and speed."""
+    """Return the metrics that a page leads with: those of the last validations, then loss and speed."""
     validated = [
         (f"{label_figure(name)} · {of}", format_figure(name, points[-1][1]))
         for (name, of), points in validation_curves(facts).items()
@@ -230,7 +230,7 @@ def main_figures(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def curve_sections(facts: Mapping[str, Any]) -> list[Html]:
-    """Return a chart for each figure of the validations, then the loss; a figure measured once has none."""
+    """Return a chart for each metric of the validations, then the loss; a metric measured once has none."""
     charts = [
         section(
             f"{label_figure(name)} · {of}", html.line_chart(points, name="steps", form=partial(format_figure, name))
@@ -246,8 +246,8 @@ def curve_sections(facts: Mapping[str, Any]) -> list[Html]:
 
 def run_page(facts: Mapping[str, Any]) -> str:
     validations = validation_lines(facts)
-    told = run_rows(facts) | {"state": page_state(facts)}
-    rows = [(name, tag("code", value) if name == "continue with" else value) for name, value in told.items()]
+    shown = run_rows(facts) | {"state": page_state(facts)}
+    rows = [(name, tag("code", value) if name == "continue with" else value) for name, value in shown.items()]
     parts = [
         html.numbers(main_figures(facts)) if facts["last"] or facts["validations"] else Html(""),
         notes_section(facts),
@@ -259,7 +259,7 @@ def run_page(facts: Mapping[str, Any]) -> str:
         else Html(""),
         section("Last step", html.table(("", ""), last_figures(facts))) if facts["last"] else Html(""),
     ]
-    return html.build_page(f"Run {Path(facts['path']).name}", told["state"], *(part for part in parts if part))
+    return html.build_page(f"Run {Path(facts['path']).name}", shown["state"], *(part for part in parts if part))
 
 
 def page_state(facts: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from unicl_cli.pages.html import Html, section, tag
 
 MOST_SIZES = 12
 """Sizes of label sets that are shown one by one; more of them are shown in bins."""
-GROUP_HEAD = ("group", "classes", "rows that know it", "rows with a label", "labels")
+GROUP_HEAD = ("group", "classes", "annotated rows", "rows with a label", "labels")
 PAIR_HEAD = ("label", "with", "rows", "lift")
 
 
@@ -45,7 +45,7 @@ def pair_table_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def pair_title(found: Mapping[str, Any]) -> str:
-    """Return the title of that table, which tells if rows or classes were left out."""
+    """Return the title of that table, which says if rows or classes were left out."""
     met, classes = found["co_occurrence"], sum(each["classes"] for each in found["groups"])
     title = "Labels that meet most often"
     if met["rows"] < found["rows"]:
@@ -103,7 +103,7 @@ def set_sections(facts: Mapping[str, Any]) -> list[Html]:
             GROUP_HEAD,
             1,
             tabulate_groups(found),
-            "A prompt of a group that a row does not know is neither right nor wrong for it.",
+            "A prompt of a group that a row is not annotated for is neither right nor wrong for it.",
         ),
         (
             pair_title(found),

@@ -56,8 +56,8 @@ def format_range(found: Mapping[str, int]) -> str:
 
 def _sources_table(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     counts = f"{count_of(facts['rows'], 'row')}, {count_of(facts['classes'], 'class')}"
-    told = describe_survival(facts.get("survival", {}))
-    title = f"{facts['path']} ({told})" if told else facts["path"]
+    survival = describe_survival(facts.get("survival", {}))
+    title = f"{facts['path']} ({survival})" if survival else facts["path"]
     table = make_table(f"{title}: {counts}, {byte_size(facts['bytes'])}", (), ())
     table.add_column("source", overflow="fold", min_width=8)
     for name in ("kind", "split"):
@@ -205,7 +205,7 @@ def pair_rows(facts: Mapping[str, Any]) -> dict[str, str]:
         others = "other rows' prompts that fit, per label row" if has_sets else "other rows of its class, per label row"
         rows[others] = f"{each['others_per_anchor']:.2f}"
         if "hidden_share" in each:
-            rows["prompts of groups that a label row lacks"] = format_share(each["hidden_share"])
+            rows["prompts of groups not annotated for a label row"] = format_share(each["hidden_share"])
     if "captions" in found:
         each = found["captions"]
         rows["pairs of captions with the same text"] = format_share(each["same_text_share"], 2)

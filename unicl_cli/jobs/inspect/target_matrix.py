@@ -51,7 +51,7 @@ def shade_positives(facts: Mapping[str, Any]) -> dict[tuple[int, int], float]:
 
 
 def _shaded(facts: Mapping[str, Any], name: str) -> list[list[str]]:
-    """Return the cells of a matrix, in which weak positives are told apart."""
+    """Return the cells of a matrix, in which weak positives have their own mark."""
     cells = [list(line) for line in facts["matrix"][name]]
     depth = shade_positives(facts) if name == "unicl" else {}
     for (y, x), share in depth.items():
@@ -72,7 +72,7 @@ def batch_tables(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     table = make_table(f"Batch at step {facts['step']}: {describe_rows(facts)}", ("pairs",), ("CLIP", "UniCL"))
     table.add_row("positives", f"{clip['positives']:,}", f"{unicl['positives']:,}")
     if unicl["hidden"]:
-        table.add_row("prompts of groups that a row lacks, hidden", "0", f"{unicl['hidden']:,}")
+        table.add_row("prompts of groups not annotated for a row, hidden", "0", f"{unicl['hidden']:,}")
     table.add_row("same class or row, treated as negatives", f"{clip['false_negatives']:,}", "0")
     same = f"{unicl['same_text_other_key']:,}"
     table.add_row("same text without a common class, treated as negatives", same, same)

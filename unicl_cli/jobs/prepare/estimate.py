@@ -16,18 +16,18 @@ from unicl_cli.data.manifest import PLAN
 from unicl_cli.data.pictures import MAX_PIXELS
 from unicl_cli.errors import Remark, UniclError, print_line
 from unicl_cli.formats import byte_size, count_of
-from unicl_cli.jobs.prepare.classes import describe_examples, format_examples
-from unicl_cli.jobs.prepare.download import map_ahead
-from unicl_cli.jobs.prepare.plan import CorpusPlan, PlannedSource, make_plan
+from unicl_cli.jobs.prepare.plan.classes import describe_examples, format_examples
+from unicl_cli.jobs.prepare.plan.plan import CorpusPlan, PlannedSource, make_plan
+from unicl_cli.jobs.prepare.plan.request import PrepareRequest
 from unicl_cli.jobs.prepare.plan_file import check_out_dir, check_same_plan, read_plan
-from unicl_cli.jobs.prepare.prepared_row import PreparedRow, Rejected
-from unicl_cli.jobs.prepare.progress import format_counts, warn
-from unicl_cli.jobs.prepare.request import PrepareRequest
 from unicl_cli.jobs.prepare.set_report import describe_sets, format_sets
-from unicl_cli.jobs.prepare.shards import DECODERS, RowTools, prepare_row
-from unicl_cli.jobs.prepare.signatures import bytes_per_row
-from unicl_cli.jobs.prepare.staged import measure_staged
-from unicl_cli.jobs.prepare.units import Unit
+from unicl_cli.jobs.prepare.shards.download import map_ahead
+from unicl_cli.jobs.prepare.shards.prepared_row import PreparedRow, Rejected
+from unicl_cli.jobs.prepare.shards.progress import format_counts, warn
+from unicl_cli.jobs.prepare.shards.shards import DECODERS, RowTools, prepare_row
+from unicl_cli.jobs.prepare.shards.signatures import bytes_per_row
+from unicl_cli.jobs.prepare.shards.staged import measure_staged
+from unicl_cli.jobs.prepare.shards.units import Unit
 from unicl_cli.pages.text import align_columns
 from unicl_cli.storage.json_output import print_json
 from unicl_cli.storage.remote import RemotePath
@@ -88,7 +88,7 @@ def run(request: PrepareRequest, *, workers: int | None, as_json: bool) -> None:
     for line in plan.notes:
         warn(line)
     if plan.options.dedup != "off" or plan.others:
-        warn(Remark("preview: rows that --dedup and --not-in leave out are not sought, so fewer may be left"))
+        warn(Remark("preview: rows that --dedup and --not-in leave out are not searched for, so fewer may remain"))
     if (out / PLAN).is_file():
         check_same_plan(out, read_plan(out), plan.document())
     samples = [_sample_rows(plan, planned, split, out) for planned in plan.sources for split in planned.rows]
@@ -114,7 +114,9 @@ def _sample_rows(plan: CorpusPlan, planned: PlannedSource, split: str, out: Path
     name, kind = planned.spec.name, planned.spec.kind
     work = plan.work(Unit(f"{name}-{kind}", split, name, kind, 0, n, n), out)
     waits = work.compared
-    work = work._replace(not_in=False, compared=False)  # images of other corpora are not read, duplicates not sought
+    work = work._replace(
+        not_in=False, compared=False
+    )  # images of other corpora are not read, duplicates not searched for
     chosen = [rows[at * len(rows) // n] for at in range(n)]
     tools = RowTools(planned.source, work)
     prepare, per_host = partial(prepare_row, tools=tools), work.per_host
@@ -182,7 +184,7 @@ def _estimate_staging(plan: CorpusPlan, samples: Sequence[SourceSample]) -> int:
 
 
 def _estimate_copies(plan: CorpusPlan, samples: Sequence[SourceSample], workers: int, staging: int) -> int:
-    """Estimate the most bytes beside those of the corpus: a download goes when its whole shard is there."""
+    """Estimate the peak bytes besides those of the corpus: a download is deleted once its whole shard is there."""
     rows = Counter[tuple[str, str]]()  # of the largest shard
     units = plan.units()
     for unit in units:

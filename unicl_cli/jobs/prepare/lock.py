@@ -22,7 +22,7 @@ _FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
 class Stop:
-    """The stop flag: calling it tells whether SIGINT or SIGTERM has arrived.
+    """The stop flag: calling it returns whether SIGINT or SIGTERM has arrived.
 
     A signal interrupts at once, except inside ``defer_interrupts()``. ``again`` is the command that continues;
     ``is_locked`` means that the lock of ``out`` is held, ``may_remove`` that all checks of ``out`` have passed, so that

@@ -10,11 +10,11 @@ from typing import Any
 
 from unicl_cli.contracts import ClassName
 from unicl_cli.data.manifest import SETS_VERSION, DuplicateFacts, Manifest
-from unicl_cli.jobs.prepare.left_out import count_rejected
-from unicl_cli.jobs.prepare.not_in import count_found
-from unicl_cli.jobs.prepare.parts import PartMarker
-from unicl_cli.jobs.prepare.plan import hash_classes
+from unicl_cli.jobs.prepare.plan.plan import hash_classes
 from unicl_cli.jobs.prepare.plan_file import PlanFile
+from unicl_cli.jobs.prepare.shards.left_out import count_rejected
+from unicl_cli.jobs.prepare.shards.not_in import count_found
+from unicl_cli.jobs.prepare.shards.parts import PartMarker
 
 
 def fold_manifest(

@@ -22,11 +22,11 @@ from unicl_cli.data.manifest import (
     Templates,
 )
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.prepare import holdout
 from unicl_cli.jobs.prepare.lock import LOCK
-from unicl_cli.jobs.prepare.plan import CorpusPlan
-from unicl_cli.jobs.prepare.shards import json_bytes
-from unicl_cli.jobs.prepare.units import MAX_GROUP_ROWS, MAX_UNIT_ROWS, Unit, cut_into_units
+from unicl_cli.jobs.prepare.plan import holdout
+from unicl_cli.jobs.prepare.plan.plan import CorpusPlan
+from unicl_cli.jobs.prepare.shards.shards import json_bytes
+from unicl_cli.jobs.prepare.shards.units import MAX_GROUP_ROWS, MAX_UNIT_ROWS, Unit, cut_into_units
 from unicl_cli.storage.documents import Document, check_document, read_document
 from unicl_cli.storage.files import is_leftover, write_atomic
 from unicl_cli.storage.lock import check_unused, is_lock
@@ -154,7 +154,7 @@ class PlanFile(Document):
         return [*map(_as_unit, self.units), *map(_as_retry, self.retries)]
 
     def document(self) -> dict[str, Any]:
-        """Return the content as it stands in the file, without the units."""
+        """Return the content as it is in the file, without the units."""
         return self.model_dump(exclude={"units", "retries"}, exclude_unset=True)
 
 

@@ -8,22 +8,23 @@ from typing import Any, NamedTuple
 
 from unicl_cli.data.manifest import MANIFEST, PLAN, EqualImages, Manifest, read_manifest, repair_hint
 from unicl_cli.errors import Stopped, UniclError
-from unicl_cli.jobs.prepare import duplicates, holdout, not_in, signatures
-from unicl_cli.jobs.prepare.download import Downloads
-from unicl_cli.jobs.prepare.duplicates import NO_DUPLICATES, Duplicates
 from unicl_cli.jobs.prepare.engines.choice import ON_THIS_MACHINE, EngineChoice, LateEngine
 from unicl_cli.jobs.prepare.engines.engine import Job, Marker, WorkList
 from unicl_cli.jobs.prepare.lock import Stop, lock_output, remove_unfinished
 from unicl_cli.jobs.prepare.manifest import find_contradictions, fold_manifest
-from unicl_cli.jobs.prepare.parts import PartMarker, find_begun, read_finished, read_in_order
-from unicl_cli.jobs.prepare.plan import CorpusPlan, make_plan
+from unicl_cli.jobs.prepare.plan import duplicates, holdout
+from unicl_cli.jobs.prepare.plan.duplicates import NO_DUPLICATES, Duplicates
+from unicl_cli.jobs.prepare.plan.plan import CorpusPlan, make_plan
+from unicl_cli.jobs.prepare.plan.request import PrepareRequest
 from unicl_cli.jobs.prepare.plan_file import PlanFile, agree_on_plan, check_out_dir, check_versions
-from unicl_cli.jobs.prepare.progress import Progress, format_counts, note, warn
 from unicl_cli.jobs.prepare.report import write_report, write_summary
-from unicl_cli.jobs.prepare.request import PrepareRequest
 from unicl_cli.jobs.prepare.retry import add_retries, drop_overtaken, passing_reasons
-from unicl_cli.jobs.prepare.shards import json_bytes, write_unit
-from unicl_cli.jobs.prepare.units import Unit
+from unicl_cli.jobs.prepare.shards import not_in, signatures
+from unicl_cli.jobs.prepare.shards.download import Downloads
+from unicl_cli.jobs.prepare.shards.parts import PartMarker, find_begun, read_finished, read_in_order
+from unicl_cli.jobs.prepare.shards.progress import Progress, format_counts, note, warn
+from unicl_cli.jobs.prepare.shards.shards import json_bytes, write_unit
+from unicl_cli.jobs.prepare.shards.units import Unit
 from unicl_cli.storage.documents import check_document
 from unicl_cli.storage.files import write_atomic
 
@@ -63,7 +64,7 @@ def prepare(
 ) -> dict[str, Any]:
     """Make or finish the corpus in ``request.out`` and return the document of `--json`.
 
-    ``redo`` names shards, or the manifest, to make again although they look sound. UniclError for sources, options or a
+    ``redo`` names shards, or the manifest, to rebuild although they look sound. UniclError for sources, options or a
     directory that do not fit; Stopped if ``stop`` was requested. The engine starts once there is a unit to make.
     """
     engine.check()
@@ -107,7 +108,7 @@ def prepare(
         signatures.remove_staged(units, out)
         report = _finish_corpus(preparation, saved, [markers[unit.marker] for unit in units], found, is_new=is_new)
         if rows_before not in (None, report["rows"]):
-            warn(f"{out}: now has {report['rows']:,} rows; it had {rows_before:,} before shards were made again")
+            warn(f"{out}: now has {report['rows']:,} rows; it had {rows_before:,} before shards were rebuilt")
         return report
 
 
@@ -123,7 +124,7 @@ def _check_findings(plan: CorpusPlan, out: Path, markers: Mapping[str, PartMarke
 
 
 def _count_rows(out: Path) -> int | None:
-    """Return the rows of a finished corpus, some of whose shards are to be made again; None for another."""
+    """Return the rows of a finished corpus, some of whose shards are to be rebuilt; None for another."""
     try:
         return read_manifest(out)[0].rows if (out / MANIFEST).is_file() else None
     except UniclError:
@@ -146,7 +147,7 @@ def _plan_retries(
     check_versions(plan, saved, out, allow_version_mix=allow_version_mix)
     again = add_retries(plan, saved, out, [markers[unit.marker] for unit in units])
     if again is saved:
-        note("no URL failed for a reason that can pass")
+        note("no URL failed for a temporary reason")
     return again
 
 
@@ -178,7 +179,7 @@ def _read_markers(out: Path, units: Sequence[Unit], classes: int, redo: frozense
 def _read_finished(
     plan: CorpusPlan, saved: PlanFile, out: Path, markers: Sequence[PartMarker]
 ) -> dict[str, Any] | None:
-    """Return the report of a corpus whose manifest follows from plan and markers; None if it is to be made again."""
+    """Return the report of a corpus whose manifest follows from plan and markers; None if it is to be rebuilt."""
     if not (out / MANIFEST).exists():
         return None
     try:
@@ -189,10 +190,10 @@ def _read_finished(
         repeated = {**equal.model_dump(), "of_eval": manifest.duplicates_of_eval}
         problems = find_contradictions(manifest, saved, markers, dedup=dedup, repeated=repeated)
     except UniclError as error:
-        warn(f"{error.message}: making it again")
+        warn(f"{error.message}: rebuilding it")
         return None
     if problems:
-        warn(f"{out / MANIFEST}: damaged: {problems[0]}: making it again")
+        warn(f"{out / MANIFEST}: damaged: {problems[0]}: rebuilding it")
     optional = {"survival": False, "set_sizes": manifest.has_sets, "not_in": bool(plan.others)}
     facts = Manifest.model_fields.keys() - {name for name, is_there in optional.items() if not is_there}
     is_old = facts - manifest.model_fields_set  # lacks facts that the report has
@@ -222,7 +223,7 @@ def _find_among_downloads(
 ) -> Duplicates | None:
     """Find duplicates of a corpus with URLs: they are downloaded first, and compared with what is there already.
 
-    What is kept for that stays: the digests for `--retry-failed`, and the rows until their shards are written.
+    These files stay: the digests for `--retry-failed`, and the rows until their shards are written.
     """
     plan, units, out, *_ = preparation
     found = duplicates.read_duplicates(out) or NO_DUPLICATES
@@ -345,7 +346,7 @@ def _check_no_source_is_empty(out: Path, new: Sequence[Unit], report: dict[str, 
         raise UniclError(f"{out}: no usable rows (rejected: {format_counts(reasons)})", see)
     name, reasons = empty[0], rejected[empty[0]]
     if passing_reasons(downloads) & reasons.keys():
-        see = f"add --retry-failed to ask for its URLs again; {see}"
+        see = f"add --retry-failed to request its URLs again; {see}"
     raise UniclError(
         f"source '{name}': no usable rows (rejected: {format_counts(reasons)})",
         f"{see}; fix the source or leave it out, then choose another -o (or remove {out})",

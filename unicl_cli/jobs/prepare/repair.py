@@ -7,13 +7,13 @@ from typing import Any
 from unicl_cli.data.manifest import MANIFEST, read_manifest, repair_hint
 from unicl_cli.errors import UniclError, print_line
 from unicl_cli.formats import byte_size, count_of
-from unicl_cli.jobs.prepare import duplicates
-from unicl_cli.jobs.prepare.download import Downloads
 from unicl_cli.jobs.prepare.lock import Stop
+from unicl_cli.jobs.prepare.plan import duplicates
+from unicl_cli.jobs.prepare.plan.request import PrepareOptions, PrepareRequest
 from unicl_cli.jobs.prepare.plan_file import PlanFile, read_plan
 from unicl_cli.jobs.prepare.prepare import prepare
-from unicl_cli.jobs.prepare.progress import Progress, note
-from unicl_cli.jobs.prepare.request import PrepareOptions, PrepareRequest
+from unicl_cli.jobs.prepare.shards.download import Downloads
+from unicl_cli.jobs.prepare.shards.progress import Progress, note
 from unicl_cli.jobs.prepare.verify import UNFINISHED, Finding, VerifyResult, Written, check_shards, survey
 from unicl_cli.storage.json_output import print_json
 
@@ -48,7 +48,7 @@ def run_repair(
     redo = frozenset((*damaged, *problems & {MANIFEST}))
     before = _read_checksums(out)
     if found.problems:
-        note(f"problems found: {len(found.problems)}; shards to make again: {len(damaged)}")
+        note(f"problems found: {len(found.problems)}; shards to rebuild: {len(damaged)}")
         if not (request.labels or request.captions or request.images):
             request = _request_of(plan, out, request.downloads)
         prepare(request, workers=workers, allow_version_mix=allow_version_mix, redo=redo, stop=stop)
@@ -64,7 +64,7 @@ def run_repair(
     done = f"{out}: nothing to repair ({count_of(remaining.shards, 'shard')} checked)"
     if found.problems:
         done = f"{out}: repaired {len(damaged)} of {count_of(remaining.shards, 'shard')}, byte for byte as before"
-        done = done if damaged else f"{out}: made {MANIFEST} again; no shard was damaged"
+        done = done if damaged else f"{out}: rebuilt {MANIFEST}; no shard was damaged"
     if as_json:
         print_json(report)
     else:

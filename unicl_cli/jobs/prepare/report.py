@@ -10,12 +10,12 @@ from unicl_cli.data.media import count_missing
 from unicl_cli.data.near_images import MOST_COMPARED
 from unicl_cli.errors import Remark, print_line
 from unicl_cli.formats import byte_size, count_of
-from unicl_cli.jobs.prepare.classes import describe_empty_classes, describe_examples, format_examples
-from unicl_cli.jobs.prepare.left_out import LeftOut, count_rejected, describe_downloads, format_downloads
-from unicl_cli.jobs.prepare.parts import PartMarker
-from unicl_cli.jobs.prepare.plan import CorpusPlan
+from unicl_cli.jobs.prepare.plan.classes import describe_empty_classes, describe_examples, format_examples
+from unicl_cli.jobs.prepare.plan.plan import CorpusPlan
 from unicl_cli.jobs.prepare.set_report import count_set_sizes, describe_sets, describe_sizes, format_sets
-from unicl_cli.jobs.prepare.shards import media_of
+from unicl_cli.jobs.prepare.shards.left_out import LeftOut, count_rejected, describe_downloads, format_downloads
+from unicl_cli.jobs.prepare.shards.parts import PartMarker
+from unicl_cli.jobs.prepare.shards.shards import media_of
 from unicl_cli.pages.text import align_columns, shorten, terminal_width
 from unicl_cli.storage.json_output import print_json
 
@@ -33,7 +33,7 @@ REMEDIES = {
     "bad_text": "no usable caption (no letters, a file name, too long): --text raw keeps it",
     "bomb": "more than 250 million pixels (64 in WebP, AVIF, GIF): shrink the image first",
     "broken": _CUT,
-    "dns": "no address for the host: --retry-failed asks again",
+    "dns": "no address for the host: --retry-failed tries again",
     "duplicate": "the same image as a row that is kept (--dedup)",
     "empty": "the file is empty: copy or download it again",
     "encoded": "the server compressed the image again",
@@ -42,17 +42,17 @@ REMEDIES = {
     "missing_file": "the file does not exist: paths are relative to the list, or to its root=",
     "near_duplicate": "nearly the same image as a row that is kept (--dedup near)",
     "no_label": "no class: move it into a class folder, or fill in its label",
-    "no_resources": "no thread or memory was left for it: --retry-failed asks again",
+    "no_resources": "no thread or memory was left for it: --retry-failed tries again",
     "no_text": "no caption: fill it in, or use --labels or --images",
-    "not_compared": "another image than when duplicates were sought: --retry-failed asks again",
+    "not_compared": "another image than when duplicates were searched for: --retry-failed tries again",
     "not_image": "not an image, whatever its name: open one to see what it is",
     "private_address": "an address of this network: --allow-private downloads from it",
     "read_error": "could not be read: see its detail, fix it, prepare into another -o",
     "refused": "nothing answers there",
-    "reset": "the connection broke: --retry-failed asks again",
+    "reset": "the connection broke: --retry-failed tries again",
     "robots": "its server asks not to train on it (X-Robots-Tag)",
-    "short_body": "the answer was cut off: --retry-failed asks again",
-    "timeout": "no answer in time: --retry-failed asks again",
+    "short_body": "the answer was cut off: --retry-failed tries again",
+    "timeout": "no answer in time: --retry-failed tries again",
     "tls": "the server's certificate is not valid: see its detail",
     "too_costly": "takes far more work than its pixels need: save it again with another program",
     "too_large": "larger than 512 MB, or than 10 MB at a URL: shrink the image first",
@@ -142,20 +142,20 @@ def _dedup_notes(manifest: Manifest) -> Iterator[str]:
 def _near_notes(near: NearFacts) -> Iterator[str]:
     for split, count in near.leaks.items():
         if count:
-            rows = f"{count_of(count, 'training row')} whose image, or nearly, is in the {split} split"
+            rows = f"{count_of(count, 'training row')} whose image is in the {split} split, exactly or nearly"
             yield Remark(f"of these, {rows}: their captions are left out, too")
     if near.flat:
         yield Remark(f"{count_of(near.flat, 'image')} of one colour compared byte for byte only")
     for split, count in near.also_in_train.items():
         if count:
             yield (
-                f"{count_of(count, 'row')} of the {split} split with nearly the image of a training row in a finished "
+                f"{count_of(count, 'row')} of the {split} split nearly equal to a training row in a finished "
                 f"shard: results on {split} will look too good; to leave these out of training, prepare into another -o"
             )
     if near.crowded:
         yield (
-            f"{count_of(near.crowded, 'image')} compared with {MOST_COMPARED:,} of their candidates only: some near "
-            "duplicates may be left"
+            f"{count_of(near.crowded, 'image')} compared with only {MOST_COMPARED:,} of their candidates: some near "
+            "duplicates may remain"
         )
 
 

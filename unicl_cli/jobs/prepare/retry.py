@@ -1,4 +1,4 @@
-"""`--retry-failed`: the URLs of a finished corpus that failed for a reason that can pass are asked again.
+"""`--retry-failed`: the URLs of a finished corpus that failed for a temporary reason are requested again.
 
 What comes back goes into new shards at the end, so that no shard changes and no row gets another number.
 """
@@ -9,15 +9,15 @@ from pathlib import Path
 from unicl_cli.data.fetch import RETRIED
 from unicl_cli.data.manifest import PLAN
 from unicl_cli.formats import count_of
-from unicl_cli.jobs.prepare.download import NO_RESOURCES, Downloads, url_of
-from unicl_cli.jobs.prepare.left_out import read_left_out
-from unicl_cli.jobs.prepare.parts import PartMarker
-from unicl_cli.jobs.prepare.plan import CorpusPlan
+from unicl_cli.jobs.prepare.plan.plan import CorpusPlan
 from unicl_cli.jobs.prepare.plan_file import PlanFile, RetryRecord
-from unicl_cli.jobs.prepare.prepared_row import Rejected
-from unicl_cli.jobs.prepare.progress import note
-from unicl_cli.jobs.prepare.shards import json_bytes
-from unicl_cli.jobs.prepare.staged import NOT_COMPARED
+from unicl_cli.jobs.prepare.shards.download import NO_RESOURCES, Downloads, url_of
+from unicl_cli.jobs.prepare.shards.left_out import read_left_out
+from unicl_cli.jobs.prepare.shards.parts import PartMarker
+from unicl_cli.jobs.prepare.shards.prepared_row import Rejected
+from unicl_cli.jobs.prepare.shards.progress import note
+from unicl_cli.jobs.prepare.shards.shards import json_bytes
+from unicl_cli.jobs.prepare.shards.staged import NOT_COMPARED
 from unicl_cli.storage.files import write_atomic
 
 
@@ -45,11 +45,11 @@ def add_retries(plan: CorpusPlan, saved: PlanFile, out: Path, markers: Sequence[
 
 
 def drop_overtaken(saved: PlanFile, out: Path, markers: dict[str, PartMarker]) -> PlanFile:
-    """Return the plan without units of `--retry-failed` that come after a shard which is to be made again.
+    """Return the plan without units of `--retry-failed` that come after a shard to be rebuilt.
 
-    That shard asks for all its URLs: rows that came back later would stand in the corpus twice. Markers of dropped
-    units are removed from ``markers`` and from the disk, with their shards. With `--dedup` none is: there a shard asks
-    only for the images that were compared.
+    That shard requests all its URLs: rows that came back later would be in the corpus twice. Markers of dropped
+    units are removed from ``markers`` and from the disk, with their shards. With `--dedup` none is: there a shard
+    requests only the images that were compared.
     """
     if saved.dedup != "off":
         return saved
@@ -63,7 +63,7 @@ def drop_overtaken(saved: PlanFile, out: Path, markers: dict[str, PartMarker]) -
     if not dropped:
         return saved
     gone = {(record.split, record.name) for record in dropped}  # splits have shards of one name
-    note(f"asking again for the URLs of {count_of(len(gone), 'shard')} of --retry-failed, too")
+    note(f"also requesting again the URLs of {count_of(len(gone), 'shard')} of --retry-failed")
     for unit in saved.all_units():
         if (unit.split, unit.name) in gone:
             markers.pop(unit.marker, None)

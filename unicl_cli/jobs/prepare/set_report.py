@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unicl_cli.jobs.prepare.parts import PartMarker
+from unicl_cli.jobs.prepare.shards.parts import PartMarker
 from unicl_cli.pages.text import shorten
 
 SHOWN, LONGEST = 10, 40

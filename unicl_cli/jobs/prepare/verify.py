@@ -1,4 +1,4 @@
-"""The check of a corpus against what `prepare` wrote: plan, markers, manifest, sha256 and rows of every shard."""
+"""The check of a corpus against what `prepare` recorded: plan, markers, manifest, sha256 and rows of every shard."""
 
 import hashlib
 from collections import Counter
@@ -18,10 +18,10 @@ from unicl_cli.data.manifest import MANIFEST, PLAN, SETS_VERSION, Manifest, Shar
 from unicl_cli.data.pictures import ImageError, decode
 from unicl_cli.data.shard_checks import ShardRules, open_shard, read_group
 from unicl_cli.errors import UniclError
-from unicl_cli.jobs.prepare import duplicates
 from unicl_cli.jobs.prepare.manifest import find_contradictions
-from unicl_cli.jobs.prepare.parts import PartMarker, read_marker
+from unicl_cli.jobs.prepare.plan import duplicates
 from unicl_cli.jobs.prepare.plan_file import PlanFile, read_plan
+from unicl_cli.jobs.prepare.shards.parts import PartMarker, read_marker
 from unicl_cli.storage.files import open_copy
 
 SAMPLE = 8

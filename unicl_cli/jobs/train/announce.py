@@ -1,4 +1,4 @@
-"""The first and the last lines of a training: data and run directory before torch is imported, figures at the end."""
+"""The first and the last lines of a training: data and run directory before torch is imported, metrics at the end."""
 
 import shlex
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ def opening_lines(recipe: Recipe, run: Path) -> list[str]:
 
 
 def closing_lines(recipe: Recipe, run: Path, seconds: float) -> list[str]:
-    """Return the duration, the last and the best of each figure of the validations, and the command to run next."""
+    """Return the duration, the last and the best of each metric of the validations, and the command to run next."""
     lines = [f"done in {format_duration(seconds)}: {run}"]
     for name, rows in group_rows(read_validations(run)):
         for key in dict.fromkeys(key for row in rows for key, value in row.items() if isinstance(value, float)):
@@ -40,7 +40,7 @@ def closing_lines(recipe: Recipe, run: Path, seconds: float) -> list[str]:
 
 
 def describe_values(figure: str, values: Mapping[int, float]) -> str:
-    """Return the last of the values of a figure by step, and the largest if there are several."""
+    """Return the last of the values of a metric by step, and the largest if there are several."""
     last, best = format_figure(figure, values[max(values)]), best_step(values)
     if best is None or len(values) == 1:
         return last

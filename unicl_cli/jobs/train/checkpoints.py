@@ -99,7 +99,7 @@ class Checkpoints:
         self.saved_at = time.monotonic()
 
     def save_best(self, step: int, best: dict[str, Any] | None) -> None:
-        """Save a checkpoint under the name ``best``; rank 0 gives the figure that makes it so."""
+        """Save a checkpoint under the name ``best``; rank 0 gives the metric that makes it so."""
         self.best = best
         self.save(step)
         if rank() == 0:

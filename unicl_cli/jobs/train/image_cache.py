@@ -25,7 +25,7 @@ from unicl_cli.recipe.schema import Recipe
 PAYS = 2
 """Times that an image must come on average: all images are encoded once before the first step."""
 MAX_BYTES = 1 << 30
-"""Memory of a process that the cache may take."""
+"""Memory limit of the cache in a process."""
 
 
 def cache_images(parts: Parts, step: nn.Module, accelerator: Any, where: str, each: Callable[[], None]) -> Parts:
@@ -37,7 +37,7 @@ def cache_images(parts: Parts, step: nn.Module, accelerator: Any, where: str, ea
     if parts.recipe.parallel.image_cache == "off" or frozen is None:
         return parts
     count, seen = len(parts.data.mix), parts.sizes.steps * parts.recipe.batch.size
-    why = why_not(parts, frozen, count, seen)
+    why = reason_not_to_cache(parts, frozen, count, seen)
     if why is not None:
         line = f"images are encoded at each step, although their tower is frozen: {why}"
     else:
@@ -50,7 +50,7 @@ def cache_images(parts: Parts, step: nn.Module, accelerator: Any, where: str, ea
     return parts._replace(data=encode_all(parts.recipe, parts.data, step, rows, accelerator, each))
 
 
-def why_not(parts: Parts, frozen: FrozenImages, count: int, seen: int) -> str | None:
+def reason_not_to_cache(parts: Parts, frozen: FrozenImages, count: int, seen: int) -> str | None:
     """Return the reason to encode the images of a frozen tower at each step; None for none. The same on every rank.
 
     ``count``: the images of the mix; ``seen``: those that the whole training draws.
@@ -60,7 +60,7 @@ def why_not(parts: Parts, frozen: FrozenImages, count: int, seen: int) -> str | 
         "data.augment changes them from draw to draw": changes_images(parts.recipe),
         "the loss takes several views of each (data.views)": parts.recipe.data.views > 1,
         "a hook `extra` may read them": extra_of(cast("Step", parts.step)).reads_images,
-        f"something beside the tower uses them: {frozen.other_use or 'on another process'}": any_rank(
+        f"something besides the tower uses them: {frozen.other_use or 'on another process'}": any_rank(
             frozen.other_use is not None
         ),
         f"each comes only about {seen / count:.1f} times": seen < PAYS * count,

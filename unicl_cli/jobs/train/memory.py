@@ -1,4 +1,4 @@
-"""The memory and the FLOPs of a training step, from one step on tensors that have shapes but no numbers."""
+"""The memory and the FLOPs of a training step, from one step on fake tensors, which have shapes but no values."""
 
 import contextlib
 import weakref
@@ -23,7 +23,7 @@ from unicl_cli.recipe.schema import Recipe
 
 METHOD = (
     "estimate in {}: runs a step forward and backward on tensors without numbers and counts the tensors alive at once "
-    "(activations of one micro-batch, gathered features, tiles of the loss, images), beside weights, gradients, the "
+    "(activations of one micro-batch, gathered features, tiles of the loss, images), plus weights, gradients, the "
     "optimizer's state and the average; assumes that all texts are distinct and of full length. Not counted: the "
     "workspace of convolutions, the allocator's fragmentation, the memory of libraries; on the host one copy of a "
     "checkpoint while it is written"
@@ -135,7 +135,7 @@ class Ledger(TorchDispatchMode):
 
 
 def step_bytes(step: Step, mode: FakeTensorMode, shape: BatchShape, *, world: int, strategy: str, half: bool) -> int:
-    """Return the most bytes that a step of a rank's share has alive at once, beside those of `state_bytes`.
+    """Return the most bytes that a step of a rank's share has alive at once, besides those of `state_bytes`.
 
     ``step`` comes from `make_fake`; it may be sharded here over ``world`` processes, so use it only once. ``half``:
     bf16 autocast.

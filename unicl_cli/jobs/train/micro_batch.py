@@ -27,7 +27,7 @@ from unicl_cli.recipe.schema import Recipe
 from unicl_cli.tower_contracts import Tokenizer
 
 MARGIN = 0.1
-"""Share of a device's memory that the rehearsal leaves free: for fragments, and for what other libraries take."""
+"""Share of a device's memory that the rehearsal leaves free, for fragmentation and other libraries."""
 LESS = "use a smaller batch.size, more processes, parallel.grad_checkpoint=true or parallel.strategy=fsdp2"
 
 
@@ -141,8 +141,8 @@ def longest_texts(batch: Batch, tokenizer: Tokenizer | None) -> Batch:
     index = torch.where(batch.text_index == NO_TEXT, batch.text_index, torch.arange(rows))
     if second is None:
         return batch._replace(tokens=tokens, text_index=index)
-    beside = torch.where(second == NO_TEXT, second, rows + torch.arange(rows))
-    return batch._replace(tokens=tokens, text_index=index, extra={**batch.extra, PROMPT: beside})
+    prompts = torch.where(second == NO_TEXT, second, rows + torch.arange(rows))
+    return batch._replace(tokens=tokens, text_index=index, extra={**batch.extra, PROMPT: prompts})
 
 
 def find_shortage(device: torch.device, lacking: float) -> Shortage | None:

@@ -13,7 +13,7 @@ from unicl_cli.runs.folder import RESOLVED, STATUS
 from unicl_cli.runs.status import list_runs
 
 SAME = ("loss", "batch", "precision", "parallel")
-"""Sections of a recipe that set the work of a step, beside its model and data."""
+"""Sections of a recipe that set the work of a step, besides its model and data."""
 
 
 def estimate_time(recipe: Recipe, folder: Path, world: int, samples: int) -> dict[str, Any]:

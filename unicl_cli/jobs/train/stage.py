@@ -160,9 +160,9 @@ class Stage:
 
 
 def batch_figures(batch: Batch, pad_id: int | None) -> dict[str, Tensor]:
-    """Return a batch's figures: rows with labels, positives per row, distinct texts per row, padding among the tokens.
+    """Return a batch's metrics: rows with labels, positives per row, distinct texts per row, padding among the tokens.
 
-    The positives are those of the global batch, the row itself included; keys do not tell those of label sets.
+    The positives are those of the global batch, the row itself included; for label sets, keys do not give them.
     """
     if KNOWN in batch.extra:
         named = (batch.extra[LABEL_SET] != NO_LABEL).any(1)  # by a caption, which annotates no group

@@ -81,7 +81,7 @@ def try_step(stage: Recipe, step: Step, tokenizer: Tokenizer | None) -> None:
             step.train()(fake_batch(shape, columns))
     except UniclError:
         raise
-    except Exception:  # noqa: BLE001 - a part may ask for numbers: then the first batch tells, as without stages
+    except Exception:  # noqa: BLE001 - a part may need real values: then the first batch shows it, as without stages
         return
 
 

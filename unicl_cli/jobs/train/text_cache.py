@@ -11,7 +11,7 @@ from unicl_cli.jobs.train.setup import Parts
 PAYS = 6
 """Times that a text must come on average: it is encoded by itself, which takes about four times as long on a CPU."""
 MAX_BYTES = 1 << 30
-"""Memory that the cache may take."""
+"""Memory limit of the cache."""
 
 
 def texts_in(mix: MixedCorpora) -> int:

@@ -1,4 +1,4 @@
-"""The validations of a run: zero-shot figures in ``eval.jsonl``, and the step at which they were best."""
+"""The validations of a run: zero-shot metrics in ``eval.jsonl``, and the step at which they were best."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -25,14 +25,14 @@ from unicl_cli.storage.json_lines import read_lines
 from unicl_cli.tower_contracts import Tokenizer
 
 AVERAGE = "average"
-"""Value of ``weights`` in a line whose figures are of the moving average."""
+"""Value of ``weights`` in a line whose metrics are of the moving average."""
 
 
 class Validations:
     """The recipe's ``eval`` entries. Every rank has one, since all ranks validate together; rank 0's writes.
 
-    With a moving ``average`` of the weights, the figures under their usual names are those of the average, as `unicl
-    eval` gives them; those of the trained weights stand beside them as ``raw_top1`` and so on.
+    With a moving ``average`` of the weights, the metrics under their usual names are those of the average, as in `unicl
+    eval`; those of the trained weights are added as ``raw_top1`` and so on.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Validations:
             self.write_line(step, entry, figures)
 
     def run_evaluators(self, entry: Entry) -> dict[str, Any]:
-        """Return the figures of the weights that the model has now, the same on every rank."""
+        """Return the metrics of the weights that the model has now, the same on every rank."""
         parts, asked = self.parts, self.parts.recipe.eval[entry.number]
         transform = transform_of(bare(parts.step), parts.recipe.data.image_size)
         templates, module = parts.data.templates, cast("Step", parts.step)

@@ -1,4 +1,4 @@
-"""The watch over a run's logged figures: warnings of skipped updates, of spikes, of a logit scale that sticks."""
+"""Watch over a run's logged metrics: warnings about skipped updates, spikes and a stuck logit scale."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -37,7 +37,7 @@ class WatchSink:
         recipe = checkpoints.parts.recipe
         self.answer = recipe.guard.on_spike
         self.finite = {"loss": "loss"} if recipe.precision == "fp16" else Figures.SPIKING
-        """Figures that must be finite; fp16 gradients may overflow, since that is how the scaler finds its scale."""
+        """Metrics that must be finite; fp16 gradients may overflow, since that is how the scaler finds its scale."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for name, words in self.finite.items():

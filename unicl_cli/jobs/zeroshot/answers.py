@@ -35,7 +35,7 @@ class AnswerOptions(NamedTuple):
 
 
 class Judge(NamedTuple):
-    """Turns scores into rows; a column of the scorer after those of the classes is the background."""
+    """Turns scores into rows; a column after those of the classes is the background."""
 
     scorer: Scorer
     classes: Sequence[ClassName]
@@ -50,7 +50,7 @@ class Judge(NamedTuple):
 
     @property
     def most(self) -> int:
-        """The most classes of an answer."""
+        """Maximum number of classes of an answer."""
         return max(len(question.shown) for question in self.questions)
 
     @property
@@ -149,7 +149,7 @@ def name_class(item: ClassName) -> Answer:
 
 
 def join_answers(answers: Sequence[Answer]) -> Answer:
-    """Return the surest of several answers, with the best class of each: the surest first."""
+    """Return the most probable of several answers, with the best class of each in the same order."""
     given = [each for each in answers if each["label"] is not None]
     best = max(given, key=lambda each: each["prob"], default=unanswered())
     top = sorted((each["top"][0] for each in answers), key=lambda item: -item["prob"])

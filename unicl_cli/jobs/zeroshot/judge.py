@@ -104,7 +104,7 @@ def check_taxonomy(questions: Sequence[Question], options: AnswerOptions) -> Non
     for option, is_given in (("--independent", options.independent), ("--scores cosine", options.by_cosine)):
         if is_given and any(question.taxonomy is not None for question in questions):
             raise UniclError(
-                f"{option}: does not go with a taxonomy, whose classes have the sum of those below them",
+                f"{option}: cannot be used with a taxonomy, whose classes have the sum of those below them",
                 f"leave {option} out, or name classes of one level with --classes",
             )
 
@@ -132,6 +132,6 @@ def warn_about_one_class(questions: Sequence[Question], scorer: Scorer, options:
         known = question.competing[scorer.known[question.competing]]
         is_relative = question.taxonomy is not None or not scorer.sigmoid
         if is_relative and len(torch.unique(scorer.first[known])) == 1:
-            told = "one class: its probability is always 100 %; name others, or add --none or --scores cosine"
-            warnings.append(told if len(questions) == 1 else f"{question.name}: {told}")
+            warning = "one class: its probability is always 100 %; name others, or add --none or --scores cosine"
+            warnings.append(warning if len(questions) == 1 else f"{question.name}: {warning}")
     return warnings

@@ -41,7 +41,7 @@ class SetJudge(NamedTuple):
 
     @property
     def most(self) -> int:
-        """The most classes of an answer."""
+        """Maximum number of classes of an answer."""
         return len(self.classes)
 
     @property
@@ -100,9 +100,9 @@ def make_sigmoid_judge(
             f"--multi: {name} has no thresholds, and no probability of a class by itself for --threshold",
             "fit thresholds: unicl eval MODEL --fit-thresholds",
         )
-    told = f"--threshold {options.threshold:g} is uncalibrated: it means something else for another model"
+    warning = f"--threshold {options.threshold:g} is uncalibrated: it means something else for another model"
     cut = Cut(1.0, 0.0, np.full(len(classes), options.threshold))
-    return SetJudge(scorer, classes, cut, scorer.logits, options, (*warnings, told))
+    return SetJudge(scorer, classes, cut, scorer.logits, options, (*warnings, warning))
 
 
 def same_scores(scores: Tensor) -> Tensor:

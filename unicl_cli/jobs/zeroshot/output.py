@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 NONE = "none of these"
 """Shown for an image without a label."""
 NO_GROUP = "(no group)"
-"""Shown for the classes without a group, beside groups."""
+"""Shown for the classes without a group where others have groups."""
 SEPARATOR = ";"
 """Stands between the labels of a cell."""
 
@@ -64,7 +64,7 @@ def split_row(row: Row, layout: Layout) -> list[AnswerBlock]:
 def text_lines(layout: Layout) -> Format:
     """Return the format ``path<TAB>cat 93.1 %<TAB>dog 5.0 %``, or with cosines ``path<TAB>cat 0.287``.
 
-    With groups, each has a line of its own, ``path<TAB>colour<TAB>red 93.1 %<TAB>…``.
+    With groups, each has its own line, ``path<TAB>colour<TAB>red 93.1 %<TAB>…``.
     """
 
     def form(rows: Sequence[Row]) -> str:
@@ -91,7 +91,7 @@ def format_group(group: str) -> str:
 
 
 def format_item(item: Row, *, by_cosine: bool) -> str:
-    """Return a class and its figure, or each class of a path with its own."""
+    """Return a class and its metric, or each class of a path with its own."""
     path = item.get("lineage", [item])
     return BETWEEN.join(f"{escape_control(each['label'])} {format_score(each, by_cosine=by_cosine)}" for each in path)
 
@@ -127,7 +127,7 @@ def csv_values(row: Row, layout: Layout) -> list[Any]:
 
 
 def csv_rows(layout: Layout) -> Format:
-    """Return the CSV format, with a header: see `csv_header`. Raises UniclError if labels cannot be told apart."""
+    """Return the CSV format, with a header: see `csv_header`. Raises UniclError if labels cannot be separated."""
     split = next((name for name in layout.names if SEPARATOR in name), None)
     if layout.is_multi and split is not None:
         raise UniclError(f"--csv: class '{split}' contains '{SEPARATOR}', which separates labels", "use --json")

@@ -57,7 +57,7 @@ class TerminalTable:
         return lines
 
     def cells(self, block: AnswerBlock) -> list[str]:
-        """Return the classes of an answer with their figures; of a path down a taxonomy, the best."""
+        """Return the classes of an answer with their scores; of a path down a taxonomy, the best."""
         none = [] if block.label is not None else [fit_start(NONE, self.label + 1 + self.figure)]
         if block.items and "lineage" in block.items[0]:
             return ["  ".join([*none, self.lineage(block.items[0]["lineage"])])]
@@ -69,7 +69,7 @@ class TerminalTable:
         return [cells[start : start + self.shown] for start in starts]
 
     def cell(self, item: Mapping[str, Any]) -> str:
-        """Return a class and its figure."""
+        """Return a class and its metric."""
         figure = format_score(item, by_cosine=self.layout.by_cosine)
         return f"{fit_start(escape_control(item['label']), self.label)} {figure:>{self.figure}}"
 
@@ -97,7 +97,7 @@ def fit_start(text: str, width: int) -> str:
 
 
 def fit_end(text: str, width: int) -> str:
-    """Pad a text to ``width`` cells, or cut its start: the end of a path tells more."""
+    """Pad a text to ``width`` cells, or cut its start: the end of a path says more."""
     if cell_len(text) <= width:
         return set_cell_size(text, width)
     while cell_len(text) > width - 1:

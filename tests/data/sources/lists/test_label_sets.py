@@ -194,13 +194,13 @@ def test_parquet_lists_take_the_names_of_their_class_label(listing):
         (
             "?label=x,y",
             ("image,x,y", "a.png,light,", "b.png,dark,"),
-            "column 'y' says nothing in any row",
+            "column 'y' is empty in every row",
             "leave it out of label=",
         ),
         (
             "?onehot=x,y",
             ("image,x,y", "a.png,1,", "b.png,0,"),
-            "column 'y' says nothing in any row",
+            "column 'y' is empty in every row",
             "leave it out of onehot=",
         ),
         (
@@ -224,7 +224,7 @@ def test_parquet_lists_take_the_names_of_their_class_label(listing):
         (
             "?onehot=x,y&group=g",
             ("image,x,y", "a.png,1,0", "b.png,0,"),
-            "group=g: a row knows all of a group or nothing",
+            "group=g: a row is annotated for all of a group or not at all",
             "remove group=",
         ),
         (
@@ -235,7 +235,7 @@ def test_parquet_lists_take_the_names_of_their_class_label(listing):
         ),
         ("?onehot=x&label=y", ("image,x,y", "a.png,1,v"), "onehot= and label= both name labels", "remove label="),
         ("?negative=-1", ("image,label", "a.png,v"), "negative= is the mark for no", "add onehot="),
-        ("?onehot=x,y&negative=2", ("image,x,y", "a.png,1,0"), "negative=2: not a mark of absence", "use negative=0"),
+        ("?onehot=x,y&negative=2", ("image,x,y", "a.png,1,0"), "negative=2: not a mark for no", "use negative=0"),
         ("?label=x,x", ("image,x,y", "a.png,1,0"), "names column 'x' twice", "once"),
         ("?label=x,y", ("image,x,y", "a.png,1,0", "b.png,0,0"), r"one column for each class \(x, y\)", "onehot=x,y"),
         ("?sets=and", ("image,label", "a.png,cat and dog"), "sets=and: not a separator of labels", "sets=;"),
@@ -283,7 +283,7 @@ def test_what_was_dropped_from_cells_is_counted(sets):
     lines = ("image,label", "a.png,red;;blue", "b.png,red;red;", "c.png,blue;red;blue;red", "d.png,;")
     source, found = sets("l.csv", csv(*lines), "?sets=;")
     assert source.notes == [
-        "l.csv: labels that stand twice in a cell, kept once: 3",
+        "l.csv: labels repeated in a cell, kept once: 3",
         "l.csv: empty labels between separators, dropped: 4",
     ]
     assert found["b.png"] == ({"red"}, None)

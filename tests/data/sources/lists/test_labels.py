@@ -106,7 +106,9 @@ def test_captions_that_are_words_for_an_empty_cell_are_kept_and_counted(listing)
     lines = "image,caption\na.png,nan\nb.png,NULL\nc.png,a real one\n"
     source = listing.open(listing.write("nan.csv", lines, *IMAGES))
     assert len(source.rows("train")) == 3
-    assert source.notes == ["nan.csv: captions that stand for an empty cell ('NULL', 'nan'), kept: 2; empty them"]
+    assert source.notes == [
+        "nan.csv: captions that look like an empty cell ('NULL', 'nan'), kept: 2; clear these cells to drop them"
+    ]
 
 
 @pytest.mark.parametrize(

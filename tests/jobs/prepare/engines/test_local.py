@@ -9,9 +9,9 @@ from unicl_cli.contracts import Row
 from unicl_cli.jobs.prepare.engines.choice import EngineChoice
 from unicl_cli.jobs.prepare.engines.engine import WorkList
 from unicl_cli.jobs.prepare.engines.local import run_local
+from unicl_cli.jobs.prepare.plan.request import PrepareOptions, PrepareRequest
 from unicl_cli.jobs.prepare.prepare import prepare
-from unicl_cli.jobs.prepare.request import PrepareOptions, PrepareRequest
-from unicl_cli.jobs.prepare.units import Unit, Work
+from unicl_cli.jobs.prepare.shards.units import Unit, Work
 
 
 class Told:

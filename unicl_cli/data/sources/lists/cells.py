@@ -22,7 +22,7 @@ NOTHING = frozenset(
 )
 """Words, in lower case, that pandas, SQL and spreadsheets write for an empty cell."""
 MAX_CELL = 131_072
-"""The most characters of a cell; what a longer one holds is not looked at."""
+"""Maximum number of characters of a cell; what a longer one holds is not looked at."""
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _NUMBERED = re.compile(r"#(enc#)?\d+$")
 _ANSWERING = frozenset(("gpt", "assistant", "model", "bot", "chatgpt"))
@@ -35,7 +35,7 @@ _OPEN = {"[": "]", "(": ")", "{": "}"}
 
 
 class CellError(ValueError):
-    """A cell that does not fit its role: ``fault`` says why, ``hint`` how to fix it (empty: nothing special)."""
+    """A cell that does not fit its role: ``fault`` says why, ``hint`` how to fix it (empty: no particular way)."""
 
     def __init__(self, fault: str, hint: str = "") -> None:
         super().__init__(fault)

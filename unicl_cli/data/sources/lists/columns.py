@@ -24,9 +24,9 @@ from unicl_cli.data.sources.splits import split_of
 from unicl_cli.errors import UniclError, did_you_mean
 
 SAMPLE = 64
-"""Records whose cells tell what a column holds."""
+"""Number of records whose cells show what a column holds."""
 _MOST, _LONGEST = 40, 60
-"""The most columns that a message lists, and the most characters of each."""
+"""Maximum number of columns that a message lists, and of characters of each."""
 _PIXELS = ("pixel", "pixels")
 """Names of columns that hold the pixels of an image, as Kaggle's copies of MNIST and FER2013 do."""
 ALL = "all"
@@ -82,7 +82,7 @@ class _Resolver:
         if self.options.onehot is not None and others:
             raise UniclError(f"{self.path}: onehot= and {others[0]}= both name labels", f"remove {others[0]}=")
         if self.options.negative is not None and self.options.onehot is None:
-            raise UniclError(f"{self.path}: negative= is the mark for no, and no column holds marks", "add onehot=")
+            raise UniclError(f"{self.path}: negative= is the mark for no, but no column holds marks", "add onehot=")
 
     def resolve(self) -> Roles:
         # roles that are given come first, so that none of their columns is taken for another role

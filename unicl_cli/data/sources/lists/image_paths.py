@@ -1,4 +1,4 @@
-"""Places of a list's images: relative to the list or to ``root``, with a suffix added, and where else they may lie."""
+"""Places of a list's images: relative to the list or to ``root``, with a suffix added, and where else they may be."""
 
 import os
 import re
@@ -20,7 +20,7 @@ _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 _SUFFIXES = ("", ".jpg", ".png", ".jpeg", ".webp", ".JPG")
 """Endings that are tried where a list has names without one."""
 _SEARCHED = 200
-"""The most folders that are searched for the images of a list."""
+"""Maximum number of folders that are searched for the images of a list."""
 _LOOKED_AT = 100
 """The most files of a folder that are looked at to find out whether it holds images."""
 

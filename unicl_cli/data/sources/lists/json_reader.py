@@ -12,7 +12,7 @@ from unicl_cli.data.sources.text_file import UTF8, LongLine, read_lines, read_te
 from unicl_cli.errors import UniclError
 
 MAX_DOCUMENT = 2_000_000_000
-"""The most bytes of a list that is one JSON document; LVIS, the largest that is common, has 1.1 GB."""
+"""Maximum number of bytes of a list that is one JSON document; LVIS, the largest that is common, has 1.1 GB."""
 
 
 class JsonReader:

@@ -1,4 +1,4 @@
-"""JSON of users' lists: missing numbers are nothing, and a key stands once in its object."""
+"""JSON of users' lists: NaN is a missing value, and duplicate keys are refused."""
 
 from collections import Counter
 from typing import Any

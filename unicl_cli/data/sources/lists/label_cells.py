@@ -68,13 +68,13 @@ class SetCells:
         return [value], False
 
     def notes(self, origin: str) -> list[str]:
-        """Return notes for `prepare` on cells that were not read as they stand."""
+        """Return notes for `prepare` on cells that were not taken literally."""
         counts = self.counts
         notes: list[str] = []
         if self.separator and not counts["split"]:
             notes.append(f"{origin}: no cell of labels has the separator '{self.separator}' of sets=")
         if counts["repeated"]:
-            notes.append(f"{origin}: labels that stand twice in a cell, kept once: {counts['repeated']:,}")
+            notes.append(f"{origin}: labels repeated in a cell, kept once: {counts['repeated']:,}")
         if counts["empty"]:
             notes.append(f"{origin}: empty labels between separators, dropped: {counts['empty']:,}")
         return notes
@@ -156,7 +156,7 @@ class LabelReader:
             )
 
     def notes(self) -> list[str]:
-        """Return notes for `prepare` on cells that were not read as they stand."""
+        """Return notes for `prepare` on cells that were not taken literally."""
         notes = self.sets.notes(self.path.name)
         mark, other = ("0", "zero") if self.negative == "minus" else ("-1", "minus")
         if unknown := self.counts["nothing"] + self.counts[other]:
@@ -180,7 +180,7 @@ def read_separator(origin: str, sets: str | None) -> str:
 def _read_negative(path: Path, options: ListOptions) -> str:
     """Return the kind of mark that means no."""
     if options.negative not in (None, "0", "-1"):
-        raise UniclError(f"{path}: negative={options.negative}: not a mark of absence", "use negative=0 or negative=-1")
+        raise UniclError(f"{path}: negative={options.negative}: not a mark for no", "use negative=0 or negative=-1")
     return "minus" if options.negative == "-1" else "zero"
 
 

@@ -16,7 +16,7 @@ MARKS = "write the names of the image's classes into the cell instead of a mark 
 FEW = 8
 """The fewest images of which each has a label of its own that are doubtful."""
 MAX_LABEL = 1000
-"""The most characters of a label."""
+"""Maximum number of characters of a label."""
 OF_LABELS = ("label", "classes", "first", "missing", "keep", "sets", "onehot", "negative", "group")
 """The options of a list that concern labels alone."""
 LISTS_ONLY = "true"
@@ -33,7 +33,7 @@ class WholeListError(CellError):
     """A cell for which the whole list is refused; the hint is empty if the cell holds several labels in a list."""
 
 
-def give_sets(path: Path, options: ListOptions, sets: str, columns: Sequence[str]) -> str:
+def label_set_hint(path: Path, options: ListOptions, sets: str, columns: Sequence[str]) -> str:
     """Return the hint for images with several labels: the options that take them all, or other ways to keep them."""
     all_of_them = options.src(path, sets=sets)
     return f"take them all: --labels {all_of_them}{keep_otherwise(path, options, columns)}"
@@ -100,7 +100,7 @@ def mark_columns(sample: Sequence[Mapping[str, Any]], columns: Sequence[str]) ->
 
 
 def holds_marks(sample: Sequence[Mapping[str, Any]], column: str) -> bool:
-    """Return whether most of a column's filled cells are 0, 1 or -1, or it has no filled cell."""
+    """Return whether most of a column's filled cells are 0, 1 or -1; also true if it has no filled cell."""
     texts = [text for cells in sample if (text := text_of(cells.get(column)).strip().lower())]
     return 2 * sum(text in _MARKS for text in texts) >= len(texts)
 
@@ -139,7 +139,9 @@ def check_single_labels(path: Path, lines: Sequence[Line], columns: Sequence[str
         what = f"{rows:,} of {counts.total():,} labels seem to name several classes ({place}: {text})"
         if sure:
             separator = NAMES_OF_SEPARATORS.get(joined[text], joined[text])
-            raise UniclError(f"{path}: {what}, and an image takes one", give_sets(path, options, separator, columns))
+            raise UniclError(
+                f"{path}: {what}, and an image takes one", label_set_hint(path, options, separator, columns)
+            )
         notes.append(f"{path.name}: {what}; each is taken as one class")
     return notes
 

@@ -23,7 +23,7 @@ from unicl_cli.data.sources.lists.cells import (
 from unicl_cli.data.sources.lists.columns import Roles
 from unicl_cli.data.sources.lists.image_paths import ImagePaths
 from unicl_cli.data.sources.lists.label_cells import LabelReader
-from unicl_cli.data.sources.lists.labels import LISTS_ONLY, WholeListError, give_sets
+from unicl_cli.data.sources.lists.labels import LISTS_ONLY, WholeListError, label_set_hint
 from unicl_cli.data.sources.lists.record import BAD_LINE, NO_LABELS, Line, Record, StoredImage, is_blank
 from unicl_cli.errors import Remark, UniclError
 
@@ -52,7 +52,7 @@ class LineBuilder:
                     raise CellError(record.fault)
                 line = self._line(record)
             except WholeListError as error:
-                hint = error.hint or give_sets(self.path, self.paths.options, LISTS_ONLY, self.columns.label)
+                hint = error.hint or label_set_hint(self.path, self.paths.options, LISTS_ONLY, self.columns.label)
                 raise UniclError(f"{self.path}: {record.place}: {error.fault}", hint) from error
             except CellError as error:
                 ref = f"{BAD_LINE}{record.place}: {error.fault}"
@@ -139,7 +139,7 @@ class LineBuilder:
         self.splits.check(self.path, kept, self.counts["in no split"])
 
     def notes(self) -> list[str]:
-        """Return notes for `prepare` on what was read in another way than as it stands."""
+        """Return notes for `prepare` on cells that were not taken literally."""
         name, counts = self.path.name, self.counts
         notes = self.labels.notes()
         if counts["blank"]:
@@ -158,7 +158,8 @@ class LineBuilder:
         if words := self.nothing:
             shown = ", ".join(f"'{word}'" for word in sorted(words))
             notes.append(
-                f"{name}: captions that stand for an empty cell ({shown}), kept: {words.total():,}; empty them"
+                f"{name}: captions that look like an empty cell ({shown}), kept: {words.total():,}; "
+                "clear these cells to drop them"
             )
         return notes
 

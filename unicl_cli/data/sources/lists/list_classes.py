@@ -112,21 +112,21 @@ class ListClasses:
         if self.has_sets and len(known) < len(columns):
             empty = next(name for number, name in enumerate(columns) if number not in known)
             raise UniclError(
-                f"{self.path}: column '{empty}' says nothing in any row, so no row knows its labels",
+                f"{self.path}: column '{empty}' is empty in every row, so no row is annotated for it",
                 f"leave it out of {'onehot' if self.is_onehot else 'label'}=",
             )
         if not self.is_onehot:
             return (group,) * len(columns) if group or len(columns) == 1 else columns
         if group and doubtful:
             raise UniclError(
-                f"{self.path}: group={group}: a row knows all of a group or nothing, and column "
+                f"{self.path}: group={group}: a row is annotated for all of a group or not at all, but column "
                 f"'{columns[min(doubtful)]}' has unknown cells",
                 "remove group=, so that each such column becomes a group of its own",
             )
         if len(doubtful) + (len(doubtful) < len(columns)) > MOST_GROUPS:
             raise UniclError(
                 f"{self.path}: {len(doubtful)} columns have unknown cells, and each would be a group of its own; the "
-                f"most groups are {MOST_GROUPS}",
+                f"limit is {MOST_GROUPS}",
                 "name fewer columns by onehot=, or fill their cells with 0 or 1",
             )
         return tuple(name if number in doubtful else group for number, name in enumerate(columns))
@@ -214,7 +214,7 @@ class ListClasses:
             return NO_LABEL
         if (number := self._numbers.get(label)) is not None:
             return number
-        if label.text == str(NO_LABEL):  # beside words
+        if label.text == str(NO_LABEL):  # among words
             return NO_LABEL
         shown = ", ".join([c.key for c in self.classes[:3]] + ["…"] * (len(self.classes) > 3))
         raise UniclError(

@@ -120,7 +120,7 @@ def _names_in(found: Any, column: str) -> list[str]:
         return []
     names = found["names"]
     if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
-        raise ValueError(f"the names of '{column}' are not texts")
+        raise ValueError(f"the names of '{column}' are not strings")
     return names
 
 

@@ -10,7 +10,7 @@ from unicl_cli.errors import UniclError
 
 MAX_COLUMNS = 10_000
 MAX_NAME = 1000
-"""The most columns of a list, and the most characters of their names."""
+"""Maximum number of columns of a list, and of characters of their names."""
 BAD_LINE = "bad line: "
 """Start of the ``ref`` of a row that stands for a line which could not be read; its place and fault follow."""
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from unicl_cli.contracts import DatasetSource
-from unicl_cli.jobs.prepare.shards import Tick
-from unicl_cli.jobs.prepare.units import Unit, Work
+from unicl_cli.jobs.prepare.shards.shards import Tick
+from unicl_cli.jobs.prepare.shards.units import Unit, Work
 
 Marker = dict[str, Any]
 """The result of one unit: at least ``rows``, ``rejected`` (by reason) and ``payload`` (bytes)."""

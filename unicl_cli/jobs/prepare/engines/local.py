@@ -18,7 +18,7 @@ from unicl_cli.contracts import DatasetSource
 from unicl_cli.data.sources.resolve import open_source
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.prepare.engines.engine import Job, Marker, ProgressReport, WorkList
-from unicl_cli.jobs.prepare.units import Unit, Work
+from unicl_cli.jobs.prepare.shards.units import Unit, Work
 
 _POLL = 0.2
 """Seconds between two looks at the stop flag and the workers' progress."""

@@ -22,8 +22,8 @@ from unicl_cli.data.sources.resolve import open_source
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.prepare.engines.engine import Engine, Job, Marker, ProgressReport, WorkList
 from unicl_cli.jobs.prepare.plan_file import format_versions
-from unicl_cli.jobs.prepare.shards import VERSIONS
-from unicl_cli.jobs.prepare.units import Unit, Work
+from unicl_cli.jobs.prepare.shards.shards import VERSIONS
+from unicl_cli.jobs.prepare.shards.units import Unit, Work
 from unicl_cli.storage.remote import RemotePath, set_environment
 
 RETRIES = 2
@@ -152,7 +152,7 @@ def run_on_node(job: Job, work: Work, place: Place) -> Marker | None:
     set_environment(place.environment)
     for folder, seen in ((place.folder, Path(place.folder).is_dir()), (work.out, (work.out / PLAN).is_file())):
         if not seen:
-            raise UniclError(f"{node}: does not see {folder}", "use folders that all nodes share, at one path")
+            raise UniclError(f"{node}: does not see {folder}", "use folders that all nodes share at the same path")
     os.chdir(place.folder)  # sources may be relative to it
     warnings.simplefilter("ignore")  # Pillow's remarks on odd images; what matters becomes a reason
     return job(work, _open_cached(work.src, work.unit.kind), lambda rows, size, rejected: None, lambda: False)

@@ -1,0 +1,235 @@
+"""`unicl export`: open_clip loads what it writes and computes the same; what open_clip cannot build is refused."""
+
+import io
+import json
+
+import open_clip
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from unicl_cli.build.load import load_model
+from unicl_cli.cli import main
+from unicl_cli.jobs.export import export
+from unicl_cli.recipe.load import load_text
+from unicl_cli.recipe.text import dump
+
+TEXT = {"name": "transformer", "width": 32, "layers": 2, "heads": 2}
+TEXTS = ["a photo of the digit zero.", "Two small digits, naïve and odd", "", " ".join(["seven eight nine"] * 20)]
+
+
+@pytest.fixture(scope="module")
+def train(digits, tmp_path_factory):
+    """``train(image, text, …)``: a finished run of two steps at a rate that moves every weight."""
+    home, made = tmp_path_factory.mktemp("runs"), {}
+
+    def make(image, text=TEXT, *, size=32, loss="unicl", **model):
+        asked = json.dumps([image, text, size, loss, model])
+        if asked in made:
+            return made[asked]
+        name = f"run{len(made)}"
+        whole = {
+            "data": {"train": [{"corpus": str(digits)}], "image_size": size, "augment": "none"},
+            "model": {"image": image, "text": text, "embed_dim": 24, "context_length": 20, **model},
+            "loss": loss,
+            "batch": {"size": 12},
+            "steps": 2,
+            "optim": {"lr": 3e-2},
+            "schedule": {"warmup": 0},
+        }
+        recipe = home / f"{name}.yaml"
+        recipe.write_text(dump(load_text(json.dumps(whole))))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", ["unicl"])
+            assert main(["train", str(recipe), "--run-dir", str(home / name), "-q", "--devices", "cpu:1"]) == 0
+        made[asked] = str(home / name)
+        return made[asked]
+
+    return make
+
+
+def picture(width, height):
+    noise = torch.randint(0, 256, (5, 7, 3), generator=torch.Generator().manual_seed(width), dtype=torch.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise.numpy()).resize((width, height)).save(file, "PNG")
+    return file.getvalue()
+
+
+def differences(name, folder):
+    """The largest differences of open_clip's vectors of the folder from those of the model called ``name``."""
+    loaded = load_model(name)
+    model, transform = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+    model.eval()
+    tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
+    pictures = [picture(*size) for size in ((40, 90), (33, 20), (200, 199))]
+    with torch.no_grad():
+        theirs = model.encode_image(
+            torch.stack([transform(Image.open(io.BytesIO(each))) for each in pictures]), normalize=True
+        )
+        ours = loaded.step.model.encode_image(torch.stack([loaded.transform(each) for each in pictures])).embed
+        texts = model.encode_text(tokenize(TEXTS), normalize=True)
+        own = loaded.step.model.encode_text(loaded.tokenizer(TEXTS)).embed
+    return float((theirs - F.normalize(ours)).abs().max()), float((texts - F.normalize(own)).abs().max())
+
+
+VIT = {"name": "timm", "model": "vit_tiny_patch16_224", "args": {"depth": 2}}
+TOWERS = {
+    "a ViT at another size than its name says": (VIT, TEXT, {"tokenizer": "corpus"}),
+    "a ViT with a norm before its blocks and layer scale": (
+        {**VIT, "args": {"depth": 2, "pre_norm": True, "init_values": 0.1, "qkv_bias": False, "mlp_ratio": 2.0}},
+        {**TEXT, "norm_eps": 1e-3},
+        {"tokenizer": "clip"},
+    ),
+    "both with CLIP's first GELU": (
+        {
+            "name": "timm",
+            "model": "vit_base_patch32_clip_quickgelu_224",
+            "args": {"depth": 1, "embed_dim": 64, "num_heads": 4},
+        },
+        {**TEXT, "quick_gelu": True},
+        {"tokenizer": "clip", "size": 64},
+    ),
+    "a ResNet": ({"name": "timm", "model": "resnet10t"}, TEXT, {"tokenizer": "corpus"}),
+    "a ViT without class token": (
+        {"name": "timm", "model": "test_vit2"},
+        {**TEXT, "quick_gelu": True},
+        {"tokenizer": "corpus", "size": 160},
+    ),
+}
+
+
+@pytest.mark.parametrize("towers", TOWERS)
+def test_open_clip_computes_the_same_from_the_folder(train, towers, tmp_path, capsys):
+    image, text, changes = TOWERS[towers]
+    run = train(image, text, **changes)
+    capsys.readouterr()
+    assert main(["export", run, "-o", str(tmp_path / "m"), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["schema"] == "unicl/export/1"
+    assert max(document["max_difference"].values()) < 1e-5
+    assert {name: (tmp_path / "m" / name).stat().st_size for name in document["files"]} == document["files"]
+    assert ("tokenizer.json" in document["files"]) == (changes["tokenizer"] == "corpus")
+    assert max(differences(run, tmp_path / "m")) < 1e-5
+    tensors = load_file(tmp_path / "m/open_clip_model.safetensors")
+    assert sum(x.numel() for x in tensors.values()) == document["parameters"]
+    own, again = load_model(run), load_model(f"local-dir:{tmp_path / 'm'}")
+    pixels = torch.stack([own.transform(picture(70, 40))])
+    assert torch.equal(pixels, torch.stack([again.transform(picture(70, 40))]))
+    with torch.no_grad():
+        found = F.normalize(again.step.model.encode_image(pixels).embed)
+        torch.testing.assert_close(found, own.step.model.encode_image(pixels).embed)
+
+
+def test_a_model_of_open_clip_comes_back_as_it_was(open_clip_folder, tmp_path):
+    for kind in ("clip", "custom", "siglip", "timm", "resnet"):
+        folder, out = open_clip_folder(kind), tmp_path / kind
+        assert main(["export", f"local-dir:{folder}", "-o", str(out), "-q"]) == 0
+        old = open_clip.create_model(f"local-dir:{folder}").state_dict()
+        new = open_clip.create_model(f"local-dir:{out}").state_dict()
+        renamed = {name.removeprefix("text."): x for name, x in new.items()}
+        assert renamed.keys() == {name.removeprefix("text.") for name in old}
+        assert all(torch.equal(x, renamed[name.removeprefix("text.")]) for name, x in old.items()), kind
+
+
+def test_the_bias_of_the_sigmoid_is_that_of_the_loss(train, tmp_path):
+    run = train(VIT, loss="sigmoid", tokenizer="clip")
+    assert main(["export", run, "-o", str(tmp_path / "m"), "-q"]) == 0
+    model = open_clip.create_model(f"local-dir:{tmp_path / 'm'}")
+    assert model.logit_bias.item() == load_model(run).step.loss.bias.item() != 0
+    assert load_model(f"local-dir:{tmp_path / 'm'}").step.loss.activation == "sigmoid"
+
+
+def test_the_card_says_how_to_load_it_and_what_it_was_trained_on(train, tmp_path, capsys):
+    run = train(VIT, tokenizer="corpus")
+    out = tmp_path / "m"
+    assert main(["export", run, "--repo", "org/name", "--license", "mit", "-o", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert f"hf upload org/name {out}" in printed
+    _, front, body = (out / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "license": "mit",
+        "library_name": "open_clip",
+        "pipeline_tag": "zero-shot-image-classification",
+        "tags": ["clip", "unicl"],
+    }
+    code = body.split("```python\n")[1].split("```")[0].replace('"hf-hub:org/name"', repr(f"local-dir:{out}"))
+    (tmp_path / "photo.jpg").write_bytes(picture(50, 40))
+    exec(compile(code.replace("photo.jpg", str(tmp_path / "photo.jpg")), "card", "exec"), {})
+    assert "tensor([[" in capsys.readouterr().out
+    assert yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])["model"]["embed_dim"] == 24
+    assert (
+        json.loads((out / "open_clip_config.json").read_text())["model_cfg"]["text_cfg"]["hf_tokenizer_name"]
+        == "org/name"
+    )
+
+
+REFUSED = {
+    "cnn": ("cnn", TEXT, {}, "open_clip has no image tower like Cnn"),
+    "cbow": (VIT, {"name": "cbow", "width": 16}, {}, "open_clip has no text tower like"),
+    "small stem": (
+        {"name": "timm", "model": "resnet10t", "args": {"stem_type": ""}},
+        TEXT,
+        {},
+        "with other tensors (first visual.trunk",
+    ),
+    "no text": (VIT, None, {"loss": "ce"}, "does not classify by texts"),
+    "prefix": (VIT, {**TEXT, "prefix": "kind"}, {}, "prompts begin with a token of their own"),
+    "heads": (VIT, TEXT, {"heads": "kind"}, "more than directions"),
+    "two activations": (VIT, {**TEXT, "quick_gelu": True}, {}, "one of its towers has quick_gelu"),
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_what_open_clip_cannot_build_is_one_line_and_nothing_is_written(train, fault, tmp_path, capsys):
+    image, text, changes, message = REFUSED[fault]
+    run = train(image, text, **{"tokenizer": "corpus", **changes})
+    capsys.readouterr()
+    assert main(["export", run, "-o", str(tmp_path / "m")]) == 2
+    error = capsys.readouterr().err
+    assert message in " ".join(error.split()), error
+    assert run in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_difference_is_a_bug_and_nothing_is_written(train, tmp_path, capsys, monkeypatch):
+    run = train(VIT, tokenizer="clip")
+    real = export.layout_of_model
+
+    def wrong(*words):
+        layout = real(*words)
+        layout.tensors["visual.proj"] = layout.tensors["visual.proj"].flip(1)
+        return layout
+
+    monkeypatch.setattr(export, "layout_of_model", wrong)
+    assert main(["export", run, "-o", str(tmp_path / "m")]) == 1
+    assert "open_clip's image differs by" in " ".join(capsys.readouterr().err.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--repo", "no-name"], "write it as org/name"),
+        (["--repo", "a/b/c"], "write it as org/name"),
+        (["--license", "My Own"], "is not an identifier of the hub"),
+    ],
+)
+def test_a_name_that_the_hub_would_refuse_is_refused_here(train, words, message, tmp_path, capsys):
+    assert main(["export", "open_clip:ViT-B-32", "-o", str(tmp_path / "m"), *words]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path, capsys, open_clip_folder):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/notes.txt").write_text("mine")
+    assert main(["export", f"local-dir:{open_clip_folder('clip')}", "-o", str(tmp_path / "m")]) == 2
+    assert "contains other files (notes.txt)" in " ".join(capsys.readouterr().err.split())
+    assert [file.name for file in (tmp_path / "m").iterdir()] == ["notes.txt"]
+
+
+def test_a_text_tower_of_transformers_is_refused(open_clip_folder, tmp_path, capsys):
+    assert main(["export", f"local-dir:{open_clip_folder('hf')}", "-o", str(tmp_path / "m")]) == 2
+    assert "on the hub, not in a folder" in " ".join(capsys.readouterr().err.split())

@@ -1,0 +1,1 @@
+"""The job `export`: a model in the layout of open_clip, ready for the hub."""

@@ -1,0 +1,72 @@
+"""The card (README.md) of an exported model: how it is used, and what it was trained on."""
+
+from pathlib import Path
+
+import yaml
+
+from unicl_cli.build.load import Loaded
+from unicl_cli.errors import escape_control
+from unicl_cli.formats import count_of
+from unicl_cli.recipe.layers import RESOLVED
+
+MOST_CLASSES = 100
+"""Classes that a card lists."""
+
+
+def write_card(loaded: Loaded, repo: str, licence: str | None) -> str:
+    """Return the text of the card; ``repo`` is the name of the model."""
+    facts = {
+        **({} if licence is None else {"license": licence}),
+        "library_name": "open_clip",
+        "pipeline_tag": "zero-shot-image-classification",
+        "tags": ["clip", "unicl"],
+    }
+    names = [item.names[0] for item in loaded.classes]
+    template = loaded.templates[0] if loaded.templates else "{}"
+    words = [template.replace("{}", name).replace("{c}", name) for name in (names or ["cat", "dog"])[:3]]
+    lines = [
+        f"# {escape_control(repo)}",
+        "",
+        "An image and a text tower in one space, trained with `unicl` and written by `unicl export`.",
+        "",
+        "```python",
+        "import torch",
+        "from open_clip import create_model_from_pretrained, get_tokenizer",
+        "from PIL import Image",
+        "",
+        f'name = "hf-hub:{repo}"  # or "local-dir:" and the folder of this file',
+        "model, preprocess = create_model_from_pretrained(name)",
+        "model.eval()",
+        "tokenizer = get_tokenizer(name)",
+        "with torch.no_grad():",
+        '    image = model.encode_image(preprocess(Image.open("photo.jpg"))[None], normalize=True)',
+        f"    texts = model.encode_text(tokenizer({[escape_control(word) for word in words]!r}), normalize=True)",
+        "    print((model.logit_scale.exp() * image @ texts.T).softmax(1))",
+        "```",
+        "",
+        f'`unicl zeroshot photo.jpg --model "hf-hub:{repo}" --classes a,b` does the same.',
+    ]
+    return (
+        f"---\n{yaml.safe_dump(facts, sort_keys=False)}---\n\n" + "\n".join([*lines, *_training(loaded, names)]) + "\n"
+    )
+
+
+def _training(loaded: Loaded, names: list[str]) -> list[str]:
+    """Return the lines on a run: corpora, classes, prompts and recipe; none for a published model."""
+    recipe = Path(loaded.name) / RESOLVED
+    if not recipe.is_file():
+        return []
+    lines = ["", "## Training", "", f"Corpora: {', '.join(_code(Path(name).name) for name in loaded.corpora)}."]
+    if names:
+        shown = ", ".join(_code(name) for name in names[:MOST_CLASSES])
+        more = f" and {len(names) - MOST_CLASSES:,} more" if len(names) > MOST_CLASSES else ""
+        lines += ["", f"Trained with {count_of(len(names), 'class', 'classes')}: {shown}{more}."]
+    if loaded.templates:
+        lines += ["", f"Prompts: {', '.join(_code(template) for template in loaded.templates[:3])}"]
+        lines[-1] += f" and {len(loaded.templates) - 3} more." if len(loaded.templates) > 3 else "."
+    return [*lines, "", "```yaml", recipe.read_text(encoding="utf-8").rstrip(), "```"]
+
+
+def _code(text: str) -> str:
+    """Return a text as Markdown's code, on one line."""
+    return f"`{escape_control(text).replace('`', chr(39))}`"

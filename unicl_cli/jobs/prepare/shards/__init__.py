@@ -1,0 +1,1 @@
+"""Making a corpus: the work on one shard, which needs no other."""
