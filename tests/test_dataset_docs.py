@@ -67,6 +67,13 @@ FILES = {
     + lines("train/patient{name}/view1_frontal.jpg,Female,6{n},Frontal,AP,,-1.0,1.0\n")
     + "train/patient0004/view1_frontal.jpg,Male,71,Frontal,,1.0,0.0,\n",
     "celeba/list_attr_celeba.csv": "image_id,Bald,Smiling,Young\n" + lines("{name}.jpg,-1,1,-1\n"),
+    "celeba/list_attr_celeba.txt": "3\nBald Smiling Young\n" + lines("{name}.jpg -1  1 -1\n"),
+    "places/categories_places365.txt": "/a/abbey 0\n/b/bog 1\n",
+    "places/places365_train_standard.txt": "/a/abbey/1.jpg 0\n/b/bog/2.jpg 1\n",
+    "places/places365_val.txt": "0001.jpg 1\n",
+    "openimages/train-annotations-human-imagelabels.csv": "ImageID,Source,LabelName,Confidence\n"
+    + lines("{name},verification,/m/0{n},1\n{name},verification,/m/0k4j_,0\n{name},verification,/m/07yv9,1\n"),
+    "openimages/class-descriptions.csv": "/m/00,Boat\n/m/01,Kite\n/m/02,Market\n/m/0k4j_,Car\n/m/07yv9,Vehicle\n",
     "CUB_200_2011/images.txt": lines("{n} 00{n}.Some_Bird{n}/{name}.jpg\n"),
     "CUB_200_2011/train_test_split.txt": "0 1\n1 1\n2 0\n",
     "pets/annotations/list.txt": "#Image CLASS-ID SPECIES BREED ID\nBeagle_1 1 1 1\nBeagle_2 1 1 1\nPug_3 2 1 1\n",
@@ -85,13 +92,14 @@ FILES = {
 FOLDERS = (
     *("coco/train2017", "coco/val2017", "coco/val2014", "flickr8k/Flicker8k_Dataset", "flickr8k/Images"),
     *("flickr30k/flickr30k-images", "flickr30k/flickr30k_images", "dogs/train", "plants/images", "llava/images"),
-    "celeba/img_align_celeba",
+    *("celeba/img_align_celeba", "openimages/train", "places/val_large"),
 )
 IMAGES = (
     *("CUB_200_2011/images/000.Some_Bird0/0001.jpg", "CUB_200_2011/images/001.Some_Bird1/0002.jpg"),
     *("CUB_200_2011/images/002.Some_Bird2/0003.jpg", "pets/images/Beagle_1.jpg", "pets/images/Beagle_2.jpg"),
     *("pets/images/Pug_3.jpg", "food-101/images/pie/1.jpg", "food-101/images/soup/2.jpg", "food-101/images/pie/3.jpg"),
     *("zoo/animal/cat/1.jpg", "zoo/animal/cat/siamese/2.jpg", "zoo/plant/3.jpg"),
+    *("places/data_large/a/abbey/1.jpg", "places/data_large/b/bog/2.jpg"),
     *(f"chexpert/train/patient000{n}/view1_frontal.jpg" for n in range(1, 5)),
     *("cc3m/00000/000000001.jpg", "hub/train/0001.jpg", "hub/test/0002.jpg"),
 )
@@ -108,6 +116,9 @@ ROWS = {
     "plants": {"train": 3},
     "chexpert": {"train": 4},
     "celeba": {"train": 3},
+    "celeba-official": {"train": 3},
+    "places": {"train": 2, "val": 1},
+    "openimages": {"train": 3},
     "cub": {"train": 2, "test": 1},
     "pets": {"train": 2, "test": 1},
     "food101": {"train": 2, "test": 1},

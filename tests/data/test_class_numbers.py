@@ -97,6 +97,12 @@ def test_changed_and_doubtful_names_are_told_with_a_count():
     ]
 
 
+def test_ids_that_are_paths_are_told_as_paths_and_not_as_changed():
+    classes = name_classes([["/m/01yrx"], ["/a/abbey"]])
+    assert describe_changed_names(classes, "remedy") == []
+    assert describe_doubtful_names(classes) == ["2 of 2 class names look like paths: /m/01yrx, /a/abbey"]
+
+
 @pytest.mark.parametrize(
     ("names", "found"),
     [

@@ -1,4 +1,4 @@
-"""Class names from a file or an option: lines, numbered lines, JSON, or a table of ids and names."""
+"""Class names from a file or an option: lines, numbered lines, JSON, YOLO's YAML, or a table of ids and names."""
 
 import csv
 import re
@@ -9,6 +9,7 @@ from typing import NamedTuple, cast
 
 from unicl_cli.data.class_entry import FORMS, ID, ID_WORDS, NAME_WORDS, ClassEntry, NameList, as_id, find_repeated
 from unicl_cli.data.class_names_json import entries_of_json, load_json
+from unicl_cli.data.class_names_yaml import load_names
 from unicl_cli.data.number_spellings import read_whole_numbers
 from unicl_cli.data.text import replace_surrogates
 from unicl_cli.errors import Remark, UniclError
@@ -60,6 +61,8 @@ def parse_class_text(text: str, origin: str, suffix: str = ".txt", *, prompts: b
         raise UniclError(f"{origin}: more than {MAX_LINES:,} lines", "check that this is the file of class names")
     if text.lstrip().startswith(("{", "[")):
         entries = list(entries_of_json(load_json(text, origin), origin, prompts=prompts))
+    elif suffix in (".yaml", ".yml"):
+        entries = list(entries_of_json(load_names(text, origin), origin, prompts=prompts))
     else:
         entries = _entries_of_text(text, origin, suffix, notes, prompts=prompts)
     if not entries:
@@ -131,12 +134,20 @@ def _entries_of_text(text: str, origin: str, suffix: str, notes: list[str], *, p
     if wide:
         return _entries_of_table(header, rows, origin)
     cells = [row.cells[0] for row in rows]
-    if numbered := _split_numbers(cells, origin, spaces=True):
-        notes.append(Remark(f"its lines begin with ids, from {numbered[0][0]} to {numbered[-1][0]}"))
-        return [_entry_of_id(number, name, cell) for (number, name), cell in zip(numbered, cells, strict=True)]
+    if numbered := _numbered_entries(cells, origin, notes):
+        return numbered
     if blank and rows and not prompts:
         raise UniclError(f"{origin}: {blank} is blank, but the names are counted by line", "remove the line")
     return [_entry_of_cell(row.cells[0], row.place, origin) for row in rows]
+
+
+def _numbered_entries(cells: Sequence[str], origin: str, notes: list[str]) -> list[ClassEntry]:
+    """Return the classes of lines that all begin, or all end, with ids that count them; nothing for other lines."""
+    for side, numbered in (("begin", _split_numbers(cells, origin, spaces=True)), ("end", _split_last_numbers(cells))):
+        if numbered:
+            notes.append(Remark(f"its lines {side} with ids, from {numbered[0][0]} to {numbered[-1][0]}"))
+            return [_entry_of_id(number, name, cell) for (number, name), cell in zip(numbered, cells, strict=True)]
+    return []
 
 
 def _split_columns(lines: list[_Cells], suffix: str, origin: str) -> list[_Cells]:
@@ -238,6 +249,17 @@ def _split_numbers(cells: Sequence[str], origin: str, *, spaces: bool) -> list[t
     if min(numbers) > 1 or len(names) < len(cells) or not counted:
         return None  # '2 of hearts', '5 euro'
     return [(str(int(match[1])), match[3]) for match in found]
+
+
+def _split_last_numbers(cells: Sequence[str]) -> list[tuple[str, str]] | None:
+    """Return (id, name) pairs if all cells end with ids that count the classes from 0 or 1; None if they do not."""
+    matches = [match for cell in cells if (match := re.fullmatch(r"(.*[^\s\d,;:])(?:\s+|\s*[,;:]\s*)(\d{1,9})", cell))]
+    if len(cells) < 2 or len(matches) < len(cells):
+        return None
+    numbers, names = [int(match[2]) for match in matches], {match[1] for match in matches}
+    first = min(numbers)
+    counted = first <= 1 and sorted(numbers) == list(range(first, first + len(numbers)))
+    return [(str(int(match[2])), match[1]) for match in matches] if counted and len(names) == len(cells) else None
 
 
 def _entry_of_id(key: str, cell: str, written: str = "") -> ClassEntry:

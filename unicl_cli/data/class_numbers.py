@@ -26,6 +26,7 @@ _DOUBTFUL = (
         re.compile(r"(?i)true|false|yes|no|none|null|nil|nan|<na>|#?n/?a|unknown|missing|unlabel+ed|[-–—?.]+"),
         "say nothing about an image",
     ),
+    (re.compile(r"[/\\].*"), "look like paths"),
     (re.compile(r"[\[{(<].*|.*[\]}>]|['\"].*|.*[|;:]"), "look like syntax"),
 )
 """Class names that hardly say what an image shows."""
@@ -203,4 +204,4 @@ def describe_changed_names(classes: Sequence[ClassName], remedy: str) -> list[st
 def _loses_number(named: ClassName) -> bool:
     leaf = named.key.rpartition("/")[2]
     begins = re.match(r"n\d{8}|\d+", leaf)
-    return begins is not None and not any(name.startswith(begins[0]) for name in named.names)
+    return begins is not None and not any(begins[0] in name for name in named.names)

@@ -342,6 +342,7 @@ def test_labels_that_pandas_left_empty_are_no_class(tmp_path, prepare):
         ("digits?foo=1", "digits?foo=1: foo: unknown key", "options of digits: classes, coloured, limit, named"),
         ("digits?limit=many", "limit: should be a valid integer", "options of digits"),
         ("digits?limit", "option 'limit' has no value", "?key=value&key=value"),
+        ("digits?limit=4&seed=1&limit=5", "option 'limit' is given twice", "write limit= once"),
         ("cifar10", "no --data-dir given", "unicl prepare --labels cifar10 --data-dir DIR"),
         ("cc3m", "gcc3m: no labels", "use it with --captions gcc3m"),
         ("pets", "pets: the folder wds_vtab-pets: not found (no --data-dir given)", "clip-benchmark/wds_vtab-pets"),

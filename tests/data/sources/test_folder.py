@@ -245,6 +245,79 @@ def test_a_folder_without_captions_names_the_list_in_it(tmp_path):
     assert caught.value.hint.endswith("--captions " + str(tmp_path / "f" / "train" / "metadata.csv"))
 
 
+def test_files_of_single_images_are_no_captions_of_others(tmp_path):
+    src = put(tmp_path / "f", "images/1.png", "images/2.png")
+    put(tmp_path / "f", "labels/1.txt", "readme.txt", content=b"0 0.5 0.5 0.1 0.1\n")
+    with pytest.raises(UniclError, match="no captions beside the images") as caught:
+        open_source(src, "captions").rows("train")
+    assert caught.value.hint.startswith("write the captions of 1.jpg into 1.txt")
+    put(tmp_path / "f", "captions.txt", content=b"image,caption\n1.png,x\n")
+    with pytest.raises(UniclError) as caught:
+        open_source(src, "captions").rows("train")
+    assert caught.value.hint == f"use the list in this folder as the source: --captions {src}/captions.txt"
+
+
+@pytest.mark.parametrize(
+    ("images", "others", "message", "hint"),
+    [
+        ("train/1.png test/2.png", "train.csv sample_submission.csv", "", "--labels {0}/train.csv; or make a"),
+        ("images/1.png images/2.png", "a/list.txt readme.md", "'images'", "--labels {0}/a/list.txt; or make a folder"),
+        (
+            "train/images/1.png val/images/2.png",
+            "labels/1.txt",
+            "'images'",
+            "write a list with the columns image,label",
+        ),
+        ("a/JPEGImages/1.png", "b/1.xml", "'a/JPEGImages'", "write a list with the columns image,label"),
+        ("images_1/images/1.png images_2/images/2.png", "", "'images_1/images', 'images_2/", "make a folder for"),
+        ("ISIC_Input/1.png", "truth.csv", "'ISIC_Input'", "--labels {0}/truth.csv; or make a folder for each class"),
+    ],
+)
+def test_folders_of_all_images_are_no_classes(tmp_path, images, others, message, hint):
+    src = put(tmp_path / "f", *images.split())
+    put(tmp_path / "f", *others.split(), content=b"x")
+    with pytest.raises(UniclError) as caught:
+        labelled(src)
+    found = f", but all in {message}" if message else ""
+    assert f"{src}: its images are not in class folders{found}" in caught.value.message
+    assert hint.format(src) in caught.value.hint
+    if message:
+        assert caught.value.hint.endswith(("; add ?names=leaf if this is the class", "if these are classes"))
+        assert labelled(f"{src}?names=leaf")
+
+
+def test_a_split_without_the_class_folders_of_the_others_is_refused_with_the_way_to_leave_it_out(tmp_path):
+    src = put(tmp_path / "f", "train/n01443537/images/1.png", "train/n01629819/images/2.png", "val/images/3.png")
+    put(tmp_path / "f", "test/images/4.png")
+    with pytest.raises(UniclError, match="not in class folders") as caught:
+        labelled(src)
+    assert "add ?depth=1 if the folders above are the classes" in caught.value.hint
+    with pytest.raises(
+        UniclError, match="images of val in 'images' and test in 'images' are not in class fold"
+    ) as caught:
+        labelled(f"{src}?depth=1")
+    assert "add ?exclude=test,val to leave them out" in caught.value.hint
+    pairs = [(f"n0{n}", f"train/n0{n}/images/{at}.png") for at, n in ((1, 1443537), (2, 1629819))]
+    assert labelled(f"{src}?depth=1&exclude=test,val") == {"train": pairs}
+
+
+def test_one_class_folder_and_classes_that_are_numbers_need_no_option(tmp_path):
+    assert labelled(put(tmp_path / "f", "cat/1.png")) == {"train": [("cat", "cat/1.png")]}
+    assert list(names_of(put(tmp_path / "g", "0/1.png", "1/1.png"))) == ["0", "1"]
+    put(tmp_path / "f", "readme.txt", "classes.txt", content=b"x")
+    assert labelled(str(tmp_path / "f")) == {"train": [("cat", "cat/1.png")]}
+
+
+def test_files_that_list_splits_are_told_where_no_folder_is_a_split(tmp_path):
+    src = put(tmp_path / "f", "images/cat/1.png", "images/dog/1.png")
+    put(tmp_path / "f", "meta/train.txt", "meta/test.txt", "train_test_split.txt", "meta/classes.txt", content=b"x")
+    told = "f: files that may list splits are not read, and all images are in train (3): meta/train.txt, "
+    assert any(note.startswith(told) for note in open_source(src, "labels").notes)
+    src = put(tmp_path / "g", "train/cat/1.png", "test/dog/2.png")
+    put(tmp_path / "g", "train.txt", content=b"x")
+    assert not any("list splits" in note for note in open_source(src, "labels").notes)
+
+
 def test_files_and_classes_that_are_printed_alike_are_numbered_joined_or_refused(tmp_path):
     for name in (b"a/caf\xe9.png", b"a/caf\xe8.png", "b/\u00e9.png".encode(), "b/e\u0301.png".encode()):
         file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/files/" + name))

@@ -16,6 +16,13 @@ from unicl_cli.data.media import MAPS
 from unicl_cli.data.pictures import Extent, file_extent
 from unicl_cli.data.sources.folder_files import ARCHIVES, FoundFiles, scan_folder, spool_paths
 from unicl_cli.data.sources.folder_layout import Layout, find_layout
+from unicl_cli.data.sources.folder_lists import (
+    as_options,
+    check_class_folders,
+    check_each_split,
+    find_likely_lists,
+    note_split_lists,
+)
 from unicl_cli.data.sources.folder_names import list_some, match_folders, name_folders
 from unicl_cli.data.sources.lists.files import find_lists, webdataset
 from unicl_cli.data.sources.media_files import (
@@ -28,7 +35,7 @@ from unicl_cli.data.sources.media_files import (
     stamp_files,
 )
 from unicl_cli.data.sources.row_spool import spool_rows
-from unicl_cli.data.sources.splits import ORDER, split_of
+from unicl_cli.data.sources.splits import ORDER
 from unicl_cli.data.sources.text_file import UTF8, read_text
 from unicl_cli.errors import Remark, UniclError
 from unicl_cli.storage.buckets import CHUNK, Buckets
@@ -117,11 +124,9 @@ class Folder:
     def _labelled(self) -> LabelledClasses:
         """The classes, and the number of each class folder."""
         keys = {self._class_in(folders) for folders in self._kept_folders()}
-        if keys == {""}:
-            raise UniclError(
-                f"{self.path}: its images are not in class folders",
-                "make a folder for each class, or use --captions or --images for images without classes",
-            )
+        if keys == {""} or (self.options.names is None and self.options.given is None):
+            check_class_folders(self.path, keys, self._found)
+            check_each_split(self.path, self._folders_by_split(), self._layout.splits)
         folders = sorted(keys - {""})
         if twins := self._class_twins():
             self._names_notes.append(
@@ -149,6 +154,8 @@ class Folder:
         loose = sum(self._layout.split_of(file.parts[:-1]) is None for file in self._found.images)
         if loose:
             notes.append(f"images beside the split folders are left out ({loose:,})")
+        if self._layout.level is None and self.kind == "labels":
+            notes += note_split_lists(self._found)
         return notes
 
     def _note_other_files(self) -> list[str]:
@@ -221,6 +228,12 @@ class Folder:
         """Yield the folders of the images that are in a split."""
         return (parts for parts in self._found.holding if self._layout.split_of(parts))
 
+    def _folders_by_split(self) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = defaultdict(set)
+        for parts in self._kept_folders():
+            found[self._layout.split_of(parts) or ""].add(self._class_in(parts))
+        return found
+
     def _class_in(self, folders: tuple[str, ...]) -> str:
         parts = self._layout.class_parts(folders)
         return _printable("/".join(parts[: self.options.depth]))
@@ -270,11 +283,11 @@ class Folder:
         return twins
 
     def _check_captions(self) -> None:
-        if ".txt" in self._found.others:
+        if any((self.path / file.with_suffix(".txt")).exists() for files in self.files.values() for file in files):
             return
         hint = "write the captions of 1.jpg into 1.txt, or use a list: captions.csv with the columns image,caption"
-        if lists := [_list_src(self.path / file) for file in sorted(self._found.lists)[:3]]:
-            hint = f"use the list in this folder as the source: --captions {' --captions '.join(lists)}"
+        if lists := find_likely_lists(self._found):
+            hint = f"use the list in this folder as the source: {as_options(self.path, lists, 'captions')}"
         raise UniclError(f"{self.path}: no captions beside the images", hint)
 
     def _captioned_row(self, file: PurePosixPath) -> Iterator[Row]:
@@ -318,12 +331,6 @@ def folder(  # noqa: PLR0913 - a factory's signature is its options
     patterns = tuple(pattern.strip().strip("/") for pattern in (exclude or "").split(",") if pattern.strip())
     kinds, given = read_kinds(media, path), read_names(classes, first)
     return Folder(path, kind, FolderOptions(names, given, first, depth, patterns, splits, encoding, kinds))
-
-
-def _list_src(path: Path) -> str:
-    """Return a list as a source; one in a folder ``test`` is the test split."""
-    split = split_of(path.parent.name)
-    return str(path) if split in (None, "train") else f"'{path}?split={split}'"
 
 
 def _printable(path: str) -> str:

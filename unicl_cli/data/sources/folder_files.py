@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from unicl_cli.data.pictures import SUFFIXES, has_image_signature
-from unicl_cli.data.sources.lists.files import SURE_LISTS
+from unicl_cli.data.sources.lists.files import LISTS, SURE_LISTS
 from unicl_cli.data.sources.media_files import split_name
 from unicl_cli.errors import UniclError, did_you_mean
 from unicl_cli.storage.spool import Spool
@@ -17,13 +17,16 @@ from unicl_cli.storage.spool import Spool
 ARCHIVES = (".tar", ".gz", ".tgz", ".zip")
 _TEXTS = frozenset((".txt", ".json", ".xml", ".md", ".yaml", ".yml", ".html", ".log", *SURE_LISTS, *ARCHIVES))
 """Suffixes of files that are not images: they are not opened to find out."""
+MAX_TEXTS = 100
+"""The most files of a suffix that are kept by name."""
 _LITTER = frozenset(("thumbs.db", "desktop.ini", "__macosx", "icon\r"))
 
 
 class FoundFiles(NamedTuple):
     """The visible contents of a folder: ``images`` in the order of their paths, and the folders ``holding`` some.
 
-    ``others`` counts the files that are neither images nor media by suffix.
+    ``others`` counts the files that are neither images nor media by suffix. ``lists`` are surely lists;
+    ``texts`` may be, the first MAX_TEXTS of each suffix.
     """
 
     images: Sequence[PurePosixPath]
@@ -31,6 +34,7 @@ class FoundFiles(NamedTuple):
     media: list[PurePosixPath]
     others: Counter[str]
     lists: list[PurePosixPath]
+    texts: list[PurePosixPath]
     folders: frozenset[tuple[str, ...]]
     excluded: int
 
@@ -50,6 +54,7 @@ def scan_folder(root: Path, exclude: Sequence[str], *, media: bool = False) -> F
     holding: set[tuple[str, ...]] = set()
     beside: list[PurePosixPath] = []
     lists: list[PurePosixPath] = []
+    texts: list[PurePosixPath] = []
     others: Counter[str] = Counter()
     folders: set[tuple[str, ...]] = set()
     names: set[str] = set()
@@ -70,14 +75,16 @@ def scan_folder(root: Path, exclude: Sequence[str], *, media: bool = False) -> F
             images.append(path)
             holding.add(path.parts[:-1])
         else:
-            others[path.suffix.lower()] += 1
-            lists += [path] if path.suffix.lower() in SURE_LISTS else []
+            suffix = path.suffix.lower()
+            others[suffix] += 1
+            lists += [path] if suffix in SURE_LISTS else []
+            texts += [path] if suffix in LISTS and suffix not in SURE_LISTS and others[suffix] <= MAX_TEXTS else []
     if unused := [pattern for pattern in exclude if pattern not in used]:
         raise UniclError(
             f"{root}: exclude: no folder or file '{unused[0]}'{did_you_mean(unused[0], names)}",
             "name a folder, a path from this folder, or a pattern with *",
         )
-    return FoundFiles(images, frozenset(holding), beside, others, lists, frozenset(folders), excluded)
+    return FoundFiles(images, frozenset(holding), beside, others, lists, texts, frozenset(folders), excluded)
 
 
 def _matches(path: PurePosixPath, pattern: str) -> bool:

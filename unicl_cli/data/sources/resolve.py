@@ -259,6 +259,8 @@ def split_options(src: str) -> tuple[str, dict[str, str]]:
         key, equals, value = pair.partition("=")
         if not equals:
             raise UniclError(f"{src}: option '{pair}' has no value", "write options as ?key=value&key=value")
+        if key in options:
+            raise UniclError(f"{src}: option '{key}' is given twice", f"write {key}= once; & in a value is %26")
         options[key] = unquote(value)
     return base, options
 

@@ -26,6 +26,11 @@ def split_of(word: str) -> str | None:
     return SPLITS.get(left.removesuffix("set"))
 
 
+def split_within(name: str) -> str | None:
+    """Return the split that the first such word of a name is: train for `images_train_2`; None if there is none."""
+    return next((split for word in re.split(r"[\W\d_]+", name) if (split := split_of(word))), None)
+
+
 def find_splits(words: Iterable[str]) -> dict[str, str]:
     """Return word -> split for the words that name one; what all words begin with is dropped if need be (`seg_train`).
 

@@ -20,12 +20,13 @@ from unicl_cli.data.sources.lists.files import LISTS
 from unicl_cli.data.sources.lists.formats import open_reader
 from unicl_cli.data.sources.lists.image_paths import ImagePaths
 from unicl_cli.data.sources.lists.label_cells import read_separator
-from unicl_cli.data.sources.lists.labels import LISTS_ONLY, check_single_labels, label_set_hint
+from unicl_cli.data.sources.lists.labels import LISTS_ONLY, check_repeats, check_single_labels, label_set_hint
 from unicl_cli.data.sources.lists.line_spool import LineSpool
 from unicl_cli.data.sources.lists.lines import URL_FAULT, LineBuilder
 from unicl_cli.data.sources.lists.list_classes import ListClasses
 from unicl_cli.data.sources.lists.parquet_reader import ParquetImages
 from unicl_cli.data.sources.lists.record import BAD_LINE, Columns, Line, ListOptions, Reader, Record, is_blank
+from unicl_cli.data.sources.lists.split_rule import SplitRule, describe_folders
 from unicl_cli.data.sources.media_files import keep_existing
 from unicl_cli.data.sources.splits import split_of
 from unicl_cli.data.sources.text_file import is_length
@@ -141,7 +142,8 @@ class Table:
         self._fit_paths()
         builder = LineBuilder(self.path, self.roles, self.paths)
         lines = LineSpool().extend(builder.lines(self._records()))
-        self._read_whole_numbers(lines)
+        builder.check_choices(len(lines))
+        labels = self._read_whole_numbers(lines)
         if not lines:
             blank = builder.counts["blank"]
             what = f"no rows, only {blank:,} lines without a filled cell" if blank else "no rows, only a header"
@@ -154,16 +156,28 @@ class Table:
             builder.labels.check()
         if self.kind == "labels" and not (self.names or builder.labels.sets.separator or self.roles.is_onehot):
             self.notes += check_single_labels(self.path, lines, self.columns.label, self.options)
-        self.notes += [*self.roles.notes, *builder.notes()]
+            self.notes += check_repeats(self.path, labels, self.columns.label[0], self.options)
+        self.notes += [*self.roles.notes, *builder.notes(), *self._note_folders(lines)]
         return lines
 
-    def _read_whole_numbers(self, lines: LineSpool) -> None:
-        """Write whole labels as integers where all are whole and some are floats; a name given for one keeps it."""
+    def _note_folders(self, lines: LineSpool) -> list[str]:
+        """Return a note on images whose folders are named like splits, if nothing gives the lines their split."""
+        is_given = self.columns.split is not None or self.roles.splits != SplitRule()
+        found = "" if is_given else describe_folders(line.ref for line in lines if _is_file(line))
+        what = f"{self.path.name}: images in folders named like splits ({found}) are all in train"
+        return [f"{what}: add ?split=folder if the folders are the splits"] if found else []
+
+    def _read_whole_numbers(self, lines: LineSpool) -> Counter[str]:
+        """Write whole labels as integers where all are whole and some are floats; a name given for one keeps it.
+
+        Returns how often each label is written.
+        """
         counts = Counter(label.text for line in lines for label in line.found.labels)
         named = {entry.written for entry in self.names.entries} if self.names else set[str]()
         self._whole = read_whole_numbers(counts.keys() - named) if self.kind == "labels" else {}
         self.notes += [f"{self.path.name}: {note}" for note in describe_whole_numbers(self._whole, counts)]
         lines.map_labels(self._whole)
+        return counts
 
     def _records(self) -> Iterator[Record]:
         last = self.reader.columns[-1]
@@ -258,6 +272,7 @@ def table(  # noqa: PLR0913 - a factory's signature is its options
     caption: str | None = None,
     label: str | None = None,
     split: str | None = None,
+    where: str | None = None,
     key: str | None = None,
     header: bool | None = None,
     classes: str | None = None,
@@ -282,8 +297,10 @@ def table(  # noqa: PLR0913 - a factory's signature is its options
     """A list of images: CSV, TSV, text, JSON, JSONL or Parquet, with columns given by name or by number from 0.
 
     ``caption`` takes several columns (``caption_0,caption_1``, ``caption_*``) and a path into objects
-    (``captions.raw``); ``label=folder`` is the image's folder. ``split`` is a column, a split for all lines, or files
-    that list the images of each split. ``root`` is the folder or zip of the images, ``suffix`` is added to their names.
+    (``captions.raw``); ``label=folder`` is the image's folder. ``split`` is a column, a split for all lines, files
+    that list the images of each split, or ``folder``: the first of the image's folders that is named like a split.
+    ``where=COLUMN:VALUE`` keeps the lines with this value.
+    ``root`` is the folder or zip of the images, ``suffix`` is added to their names.
     ``join`` is the metadata file of YFCC100M, of which the list selects photos. ``classes`` is a file of class names:
     lines, or ids with names. If labels are positions in it, ``first`` is the number of the first name (0 or 1).
     ``missing`` are labels that mean no label, such as `NA,nan`; ``keep`` are such words that are classes.
@@ -304,6 +321,7 @@ def table(  # noqa: PLR0913 - a factory's signature is its options
         caption=caption,
         label=label,
         split=split,
+        where=where,
         key=key,
         header=header,
         sep=sep,

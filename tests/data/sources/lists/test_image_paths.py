@@ -34,6 +34,69 @@ def test_images_beside_the_folder_of_the_list_are_found(listing):
     assert listing.labels(src) == {"pie/1.jpg": "pie", "soup/2.jpg": "soup"}
 
 
+def test_images_of_a_neighbour_are_not_offered_to_a_list_with_images_of_its_own(listing):
+    path = listing.write("mine/list.csv", "image,label\n1.png,cat\n2.png,dog\n", "mine/all/train/cat/01.png")
+    listing.write("other/list.csv", "image,label\n", "other/1.png", "other/2.png")
+    with pytest.raises(UniclError, match="its images do not exist") as caught:
+        listing.labels(path)
+    assert "other" not in caught.value.hint
+    shared = listing.write("meta/list.csv", "image,label\n1.png,cat\n2.png,dog\n")
+    with pytest.raises(UniclError) as caught:
+        listing.labels(shared)
+    assert caught.value.hint.endswith(f"'{shared}?root=../other'")
+
+
+@pytest.mark.parametrize("lines", ["label,pixel0,pixel1\n1,0,0\n2,0,0\n", "emotion,pixels,Usage\n1,0 0 0 0,Training\n"])
+def test_pixels_in_cells_are_no_images_and_labels_no_paths(lines, listing):
+    path = listing.write("digits/train.csv", lines, "digits/a/1.jpg", "digits/a/2.jpg")
+    with pytest.raises(UniclError, match="no image column") as caught:
+        listing.labels(path)
+    assert caught.value.hint == "save the pixels as image files, and write a list of these files"
+    path = listing.write("digits/other.csv", "label,size\n1,9\n2,9\n")
+    with pytest.raises(UniclError, match="no image column") as caught:
+        listing.labels(path)
+    assert caught.value.hint == f"name it: '{path}?image=COLUMN'"
+
+
+def test_a_folder_with_some_of_the_images_is_not_offered(listing):
+    path = listing.write("list.csv", "image,label\n1.png,cat\n2.png,dog\n", "train/cat/1.png", "train/dog/2.png")
+    with pytest.raises(UniclError, match="its images do not exist") as caught:
+        listing.labels(path)
+    assert caught.value.hint.endswith(f"'{path}?root=FOLDER'")
+
+
+def test_of_folders_with_images_of_the_same_names_the_one_of_the_list_is_offered_or_none(listing):
+    images = [f"{folder}/{name}.png" for folder in ("test", "train") for name in (1, 2)]
+    path = listing.write("train_labels.csv", "Id,Category\n1,cat\n2,dog\n", *images)
+    with pytest.raises(UniclError, match="no image column") as caught:
+        listing.labels(path)
+    assert caught.value.hint == f"name it: '{path}?image=Id&root=train&suffix=.png'"
+    path = listing.write("labels.csv", "Id,Category\n1,cat\n2,dog\n")
+    with pytest.raises(UniclError, match="no image column") as caught:
+        listing.labels(path)
+    assert caught.value.hint == f"name it: '{path}?image=COLUMN'"
+
+
+def test_paths_spelled_by_another_system_find_their_files(listing):
+    files = ("b\u00e4r.png", "dog.PNG", "FOX.png", "a/owl.png", "cafe\u0301.png")
+    cells = ("ba\u0308r.png", "dog.png", "FOX.PNG", "a\\owl.png", "caf\u00e9.png")
+    lines = [f"{cell},{number}" for number, cell in enumerate(cells)]
+    path = listing.write("list.csv", "image,label\n" + "\n".join(lines) + "\n", *files)
+    source = listing.open(path, "labels")
+    read = [source.read(row)["image"] for row in source.rows("train")]
+    assert read == [(listing.root / file).read_bytes() for file in files]
+    assert [source.stamp(row) for row in source.rows("train")] == [len(data) for data in read]
+
+
+def test_a_slash_before_a_path_below_root_is_dropped(listing):
+    lines = "/a/abbey/1.jpg 0\n/b/bog/2.jpg 1\n"
+    path = listing.write("places.txt", lines, "data_large/a/abbey/1.jpg", "data_large/b/bog/2.jpg")
+    with pytest.raises(UniclError, match="its images do not exist") as caught:
+        listing.labels(path)
+    assert caught.value.hint == f"read them from the folder where they are: '{path}?root=data_large'"
+    assert listing.labels(f"{path}?root=data_large") == {"a/abbey/1.jpg": "0", "b/bog/2.jpg": "1"}
+
+
 def test_a_suffix_is_added_only_where_there_is_none(listing):
     path = listing.write("mixed.csv", "image,caption\na,one\nb.png,two\nc.v2,three\n", "a.jpg", "b.png", "c.v2.jpg")
     assert list(listing.texts(f"{path}?suffix=jpg")) == ["a.jpg", "b.png", "c.v2.jpg"]

@@ -208,3 +208,20 @@ def test_two_lines_in_a_cell_are_several_labels(broken, listing):
     rows = [{"image": "a.png", "label": "cat"}, {"image": "b.png", "label": f"cat{broken}dog"}]
     with pytest.raises(UniclError, match="1 of 2 labels seem to name several classes"):
         listing.labels(listing.write("l.json", rows))
+
+
+def test_a_column_that_is_another_in_each_line_is_taken_as_labels_only_by_its_name(listing):
+    images = [f"{number}.png" for number in range(8)]
+    lines = [f"{number + 1} {image}" for number, image in enumerate(images)]
+    path = listing.write("images.txt", "\n".join(lines) + "\n", *images)
+    with pytest.raises(UniclError, match="column '0' has another label for each of 8 images") as caught:
+        listing.labels(path)
+    assert f"{path}?label=folder" in caught.value.hint
+    named = "images.txt: each of the 8 labels is a class of its own: check that column '0' holds classes"
+    source = listing.open(f"{path}?label=0", "labels")
+    assert len(source.classes) == 8
+    assert named in source.notes
+    path = listing.write("few.txt", "\n".join(lines[:7]) + "\n")
+    assert len(listing.labels(path)) == 7
+    path = listing.write("shared.txt", "\n".join([*lines[:7], "7 7.png"]) + "\n")
+    assert listing.labels(path)["7.png"] == "7"

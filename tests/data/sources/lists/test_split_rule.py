@@ -44,6 +44,27 @@ def test_files_of_splits_that_do_not_fit_are_named(first, second, message, listi
         listing.texts(f"{path}?split={first},{second}")
 
 
+@pytest.mark.parametrize(
+    ("content", "message", "hint"),
+    [
+        (
+            "a.png 0\nb.png 1\n",
+            "the file of split= lists all of its images, so all of them would be 'val'",
+            "split=val",
+        ),
+        ("1 1\n2 0\n", "none of its images is in the files of split=, which list 1", "a column 'split'"),
+        ("", "none of its images is in the files of split=, which list nothing", "a column 'split'"),
+    ],
+)
+def test_a_file_of_all_images_or_of_none_is_no_split(content, message, hint, listing):
+    path = listing.write("list.csv", "image,label\na.png,cat\nb.png,dog\n", "a.png", "b.png")
+    listing.write("eval_partition.txt", content)
+    with pytest.raises(UniclError) as caught:
+        listing.labels(f"{path}?split=eval_partition.txt")
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
 def test_one_split_for_the_whole_list(listing):
     path = listing.write("list.csv", "image,caption\na.png,one\n", "a.png")
     assert listing.open(f"{path}?split=test").splits == ["test"]
@@ -68,3 +89,31 @@ def test_a_folder_of_images_names_the_lists_in_it(listing):
         "use the list in this folder as the source: --captions 'data/test/metadata.csv?split=test' "
         "--captions data/train/metadata.csv"
     )
+
+
+def test_folders_of_the_images_are_splits_when_asked_and_told_when_not(listing):
+    images = ["train/a.png", "train/b.png", "test_images/c.png", "d.png"]
+    path = listing.write("all.csv", "image,label\n" + "".join(f"{image},cat\n" for image in images), *images)
+    source = listing.open(path, "labels")
+    assert source.splits == ["train"]
+    assert (
+        "all.csv: images in folders named like splits (test 1, train 2) are all in train: "
+        "add ?split=folder if the folders are the splits"
+    ) in source.notes
+    source = listing.open(f"{path}?split=folder", "labels")
+    assert {split: [row.key for row in source.rows(split)] for split in source.splits} == {
+        "train": ["train/a.png", "train/b.png"],
+        "test": ["test_images/c.png"],
+    }
+    assert "all.csv: lines whose image is in none of the folders named like splits, left out: 1" in source.notes
+    source = listing.open(f"{path}?split=test", "labels")
+    assert (source.splits, source.notes) == (["test"], [])
+
+
+def test_folders_that_name_no_split_are_refused_and_those_of_train_alone_are_not_told(listing):
+    path = listing.write("one.csv", "image,label\ntrain/a.png,cat\ntrain/b.png,dog\n", "train/a.png", "train/b.png")
+    source = listing.open(path, "labels")
+    assert (source.splits, source.notes) == (["train"], [])
+    path = listing.write("none.csv", "image,label\nc.png,cat\nd.png,dog\n", "c.png", "d.png")
+    with pytest.raises(UniclError, match="no image is in a folder named like a split"):
+        listing.labels(f"{path}?split=folder")

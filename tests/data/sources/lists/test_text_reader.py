@@ -236,3 +236,18 @@ def test_what_is_not_a_file_is_never_waited_for(listing):
     folder = listing.open(".", "captions")
     assert [row.texts for row in folder.rows("train")] == [()]
     assert "files of captions that cannot be read (1): a.txt (not a regular file)" in " ".join(folder.notes)
+
+
+CELEBA = "2\nBald Smiling Young \na.png -1  1 -1\nb.png  1 -1  1\n"
+
+
+def test_a_first_line_with_the_number_of_lines_and_a_header_without_the_images_are_read(listing):
+    path = listing.write("list_attr.txt", CELEBA, "a.png", "b.png")
+    source = listing.open(f"{path}?onehot=all&negative=-1", "labels")
+    names = [c.key for c in source.classes]
+    found = {row.key: sorted(names[label] for label in row.label_set()) for row in source.rows("train")}
+    assert found == {"a.png": ["Smiling"], "b.png": ["Bald", "Young"]}
+    path = listing.write("r.tsv", "label\tsize\na.png\tcat\t3\nb.png\tdog\t4\n")
+    assert listing.labels(path) == {"a.png": "cat", "b.png": "dog"}
+    path = listing.write("numbers.txt", "7 a.png\n8 b.png\n")
+    assert listing.labels(path) == {"a.png": "7", "b.png": "8"}

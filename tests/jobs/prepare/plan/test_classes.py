@@ -114,3 +114,42 @@ def test_quiet_hides_what_only_informs_and_shows_what_may_be_wrong(tmp_path, cap
             assert "1 of 4 labels seem to name several classes" in quiet
             assert "lines without a filled cell, left out: 2" in quiet
             assert "classes whose images are all left out (1 of 4): auk" in quiet
+
+
+def test_classes_named_like_copies_of_others_are_told():
+    names = ["cat", "cat (1)", "dog", "dog Copy", "Copy of Owl", "owl", "owl Copy (2)", "photo copy", "f (2)"]
+    told = describe_names([ClassName(name, (name,)) for name in names])
+    assert told == [
+        "classes named like a copy of another (4): 'cat (1)' of 'cat', 'dog Copy' of 'dog', 'Copy of Owl' of 'owl', …: "
+        "make one class of them if they are one"
+    ]
+
+
+def test_classes_that_training_never_sees_are_told(tmp_path, capsys):
+    places = ("train/cat/1", "train/dog/2", "test/cat/3", "test/fox/4", "val/Dog/5")
+    put(tmp_path / "f", {f"{place}.png": picture(seed=n) for n, place in enumerate(places)})
+    _, err = prepared(capsys, "--labels", tmp_path / "f", "-o", tmp_path / "c")
+    assert "classes with images in other splits and none in train (2 of 4): Dog, fox" in err
+    put(tmp_path / "g", {"dog/6.png": picture(seed=6), "fox/7.png": picture(seed=7), "Dog/8.png": picture(seed=8)})
+    _, err = prepared(capsys, "--labels", tmp_path / "f", "--labels", tmp_path / "g", "-o", tmp_path / "d")
+    assert "none in train" not in err
+    _, err = prepared(capsys, "--labels", f"{tmp_path / 'g'}?split=test", "-o", tmp_path / "e")
+    assert "none in train" not in err
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [("val2019.json", "val"), ("test/list.json", "test"), ("a_train.json", None), ("list.json", None)],
+)
+def test_a_source_whose_name_says_another_split_is_told(tmp_path, capsys, name, split):
+    for folder in ("test", "dev"):
+        put(tmp_path / folder, {f"{n}.png": picture(seed=n) for n in range(2)})
+    put(tmp_path, {f"{n}.png": picture(seed=n) for n in range(2)})
+    (tmp_path / name).write_text('[{"image": "0.png", "label": "a"}, {"image": "1.png", "label": "b"}]')
+    _, err = prepared(capsys, "--labels", tmp_path / name, "-o", tmp_path / "c")
+    way = f"and its rows are in train: to have them in {split}, use '{tmp_path / name}?split={split}'"
+    assert (f"its name says {split}, {way}" in err) if split else ("its name says" not in err)
+    _, err = prepared(capsys, "--labels", f"{tmp_path / name}?split=train", "-o", tmp_path / "d")
+    assert "its name says" not in err
+    _, err = prepared(capsys, "--images", f"{tmp_path / 'test'}?splits=true", "-o", tmp_path / "e")
+    assert f"use '{tmp_path / 'test'}?splits=true&split=test'" in err

@@ -18,6 +18,7 @@ from unicl_cli.data.sources.lists.column_names import (
 from unicl_cli.data.sources.lists.image_paths import ImagePaths
 from unicl_cli.data.sources.lists.labels import holds_marks, mark_columns, mark_columns_error
 from unicl_cli.data.sources.lists.record import Columns, ListOptions, Reader, is_blank
+from unicl_cli.data.sources.lists.row_choice import RowChoice, read_choice
 from unicl_cli.data.sources.lists.split_rule import SplitRule, read_rule
 from unicl_cli.data.sources.splits import split_of
 from unicl_cli.errors import UniclError, did_you_mean
@@ -26,6 +27,8 @@ SAMPLE = 64
 """Number of records whose cells show what a column holds."""
 _MOST, _LONGEST = 40, 60
 """Maximum number of columns that a message lists, and of characters of each."""
+_PIXELS = ("pixel", "pixels")
+"""Names of columns that hold the pixels of an image, as Kaggle's copies of MNIST and FER2013 do."""
 ALL = "all"
 """The value of ``onehot`` for all columns of marks that are left over."""
 FOLDER = "folder"
@@ -38,6 +41,7 @@ class Roles(NamedTuple):
     columns: Columns
     splits: SplitRule
     notes: tuple[str, ...] = ()
+    choice: RowChoice = RowChoice()
     is_onehot: bool = False
     """True if each label column is a class, whose cells are marks."""
 
@@ -86,6 +90,8 @@ class _Resolver:
         media = tuple((kind, name) for kind in self.options.media for name in self._given(kind))
         onehot = self._given("onehot") if self.options.onehot not in (None, ALL) else []
         split, rule = self._split()
+        choice = read_choice(self.path, self.options, self.names, self.kind)
+        self._take(choice.column)
         image = self._take(given["image"] or self._image())
         captions = given["caption"] or self._captions()
         if self.options.onehot == ALL:
@@ -102,8 +108,8 @@ class _Resolver:
             raise self._missing_label_error()
         keys = given["key"] or [name for name in usual_columns("key", self.names) if name not in self.taken]
         key = next(iter(keys), None)
-        columns = Columns(image, tuple(captions), tuple(label), split, key, media)
-        return Roles(columns, rule, (*self.notes, *self._note_repeated(columns)), bool(onehot))
+        columns = Columns(image, tuple(captions), tuple(label), split, key, media, choice.column)
+        return Roles(columns, rule, (*self.notes, *self._note_repeated(columns)), choice, bool(onehot))
 
     def _note_repeated(self, columns: Columns) -> tuple[str, ...]:
         """Return notes on roles whose column has a name that others have too, unless its number chose it."""
@@ -250,8 +256,12 @@ class _Resolver:
     def _missing_image_error(self) -> UniclError:
         """Return the error; if a column holds the names of files, it says which and where they are."""
         error = self._missing_error("image")
+        words = [*self.names, *(text_of(cell) for cells in self.sample[:1] for cell in cells.values())]
+        if any(squeeze(word[:_LONGEST]).rstrip("0123456789") in _PIXELS for word in words):
+            return UniclError(str(error), "save the pixels as image files, and write a list of these files")
         paths = ImagePaths(self.path, self.options)
-        for name in self.names:
+        labels = usual_columns("label", self.names)
+        for name in [name for name in self.names if name not in labels]:
             cells = [
                 text for row in self.sample if is_plain(row.get(name)) and (text := text_of(row.get(name)).strip())
             ]
@@ -271,7 +281,7 @@ class _Resolver:
             )
         error, folder = self._missing_error("label"), f"take the folder of each image: {self._src(label=FOLDER)}"
         if len(self.names) == 1:
-            return UniclError(str(error), f"{folder}, or {error.hint}")
+            return UniclError(str(error), f"{folder}, or {error.hint}, or use --images for images without labels")
         return UniclError(str(error), f"{error.hint}, or {folder}")
 
 

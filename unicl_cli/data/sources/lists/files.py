@@ -64,4 +64,7 @@ def not_a_list_error(path: Path) -> UniclError:
         return UniclError(f"{path}: not a supported list", "save it as CSV in UTF-8")
     if suffix[1:] in SUFFIXES:
         return UniclError(f"{path}: an image, not a list", f"use its folder as the source: {path.parent}")
-    return UniclError(f"{path}: not a supported list", f"use a list in one of these formats: {', '.join(LISTS)}")
+    return UniclError(
+        f"{path}: not a supported list",
+        f"write a list with the columns image,label or image,caption in one of these formats: {', '.join(LISTS)}",
+    )

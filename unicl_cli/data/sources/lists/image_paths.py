@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import islice
@@ -11,6 +12,7 @@ from unicl_cli.data.pictures import Extent, file_extent, read_file
 from unicl_cli.data.sources.lists.cells import looks_like_image, strip_number
 from unicl_cli.data.sources.lists.record import ListOptions
 from unicl_cli.data.sources.media_files import stamp_files
+from unicl_cli.data.sources.splits import split_of, split_within
 from unicl_cli.data.sources.zip_images import ZipImages
 from unicl_cli.errors import UniclError
 
@@ -19,6 +21,8 @@ _SUFFIXES = ("", ".jpg", ".png", ".jpeg", ".webp", ".JPG")
 """Endings that are tried where a list has names without one."""
 _SEARCHED = 200
 """Maximum number of folders that are searched for the images of a list."""
+_LOOKED_AT = 100
+"""The most files of a folder that are looked at to find out whether it holds images."""
 
 
 class ImagePaths:
@@ -31,7 +35,7 @@ class ImagePaths:
         self.path, self.options, self.root, self.suffix = path, options, options.root, options.suffix
         if self.suffix and "." not in self.suffix:
             self.suffix = f".{self.suffix}"
-        self.cut = 0
+        self.cut: int | None = None
 
     @cached_property
     def folder(self) -> Path:
@@ -58,18 +62,20 @@ class ImagePaths:
         path = strip_number(cell)
         if self.suffix and not looks_like_image(path):
             path += self.suffix
-        if self.cut and is_absolute(path):
+        if self.cut is not None and is_absolute(path):
             path = "/".join(_parts(path)[self.cut :])
         return path
 
     def media_ref(self, cell: str) -> str:
         """Return the path of a cell with a file of media as a row keeps it: neither suffix nor number is of images."""
-        return "/".join(_parts(cell)[self.cut :]) if self.cut and is_absolute(cell) else cell
+        return "/".join(_parts(cell)[self.cut :]) if self.cut is not None and is_absolute(cell) else cell
 
     def file(self, ref: str) -> Path:
-        r"""Return the file of a row; a path written on Windows (``cat\1.jpg``) works everywhere."""
+        r"""Return the file of a row, which another system may spell: ``cat\1.jpg``, ``1.JPG``, ``é`` as two."""
         file = self.folder / ref
-        return file if "\\" not in ref or _exists(file) else self.folder / ref.replace("\\", "/")
+        if _exists(file):
+            return file
+        return next((found for spelled in _respell(ref) if _exists(found := self.folder / spelled)), file)
 
     def exists(self, ref: str) -> bool:
         """Return whether the image of a row is there."""
@@ -97,7 +103,7 @@ class ImagePaths:
             return
         for path in paths:
             parts = _parts(path)
-            for cut in range(1, len(parts)):
+            for cut in range(len(parts)):
                 if self.exists("/".join(parts[cut:])):
                     self.cut = cut
                     return
@@ -125,32 +131,55 @@ class ImagePaths:
         return f"correct the paths, which are relative to the list, or {named}"
 
     def locate(self, refs: Sequence[str]) -> dict[str, str]:
-        """Return the options ``root`` and ``suffix`` with which one of the images exists; none if they do not help."""
-        for ref in refs[:3]:
-            path = ref.replace("\\", "/")
-            tried = [path, *(["/".join(_parts(path)[-1:])] if is_absolute(path) else [])]
-            for folder in islice(self._folders(), _SEARCHED):
-                for name in tried:
-                    for suffix in _SUFFIXES if not looks_like_image(name) else _SUFFIXES[:1]:
-                        if name and (folder / f"{name}{suffix}").is_file():
-                            return self._options(folder, suffix)
-        return {}
+        """Return the options ``root`` and ``suffix`` with which the first images exist; none if no folder is sure.
+
+        If several folders have images of these names, it is the one named like the split of the list.
+        """
+        paths = [ref.replace("\\", "/") for ref in refs[:3]]
+        if not all(paths):
+            return {}
+        folders = islice(self._folders(), _SEARCHED)
+        found = {folder: suffix for folder in folders if (suffix := _find_suffix(folder, paths)) is not None}
+        if len(found) > 1:
+            split = split_within(self.path.stem)
+            found = {folder: suffix for folder, suffix in found.items() if split_of(folder.name) == split}
+        return self._options(*found.popitem()) if len(found) == 1 else {}
 
     def _options(self, folder: Path, suffix: str) -> dict[str, str]:
         root = Path(os.path.relpath(folder, self.path.parent)).as_posix()
         return {**({"root": root} if root != "." else {}), **({"suffix": suffix} if suffix else {})}
 
     def _folders(self) -> Iterator[Path]:
-        """Yield the list's folder and two levels below it, then the folder above and those beside."""
+        """Yield the list's folder and three levels below it; without images there, also those above and beside."""
         here = self.path.parent.resolve()
-        yield here
-        for folder in _subfolders(here):
-            yield folder
-            yield from _subfolders(folder)
-        yield here.parent
-        for folder in _subfolders(here.parent):
-            yield folder
-            yield from _subfolders(folder)
+        below = list(islice(_walk(here, 3), _SEARCHED))
+        yield from below
+        if not any(map(_holds_images, below)):
+            yield from _walk(here.parent, 2)
+
+
+def _find_suffix(folder: Path, paths: Sequence[str]) -> str | None:
+    """Return the suffix with which all paths are files of a folder; None without one.
+
+    Absolute paths may lose folders of another machine.
+    """
+    most = max((len(_parts(path)) for path in paths if is_absolute(path)), default=0)
+    for cut in (None, *range(most)):
+        names = ["/".join(_parts(path)[cut:]) if cut is not None else path for path in paths]
+        for suffix in _SUFFIXES if not all(map(looks_like_image, names)) else _SUFFIXES[:1]:
+            if all(name and (folder / f"{name}{suffix}").is_file() for name in names):
+                return suffix
+    return None
+
+
+def _respell(ref: str) -> Iterator[str]:
+    """Yield other spellings of a path: those of Windows, of macOS, and its suffix in the other case."""
+    plain = ref.replace("\\", "/")
+    stem, dot, suffix = plain.rpartition(".")
+    forms = (plain, stem + dot + suffix.lower(), stem + dot + suffix.upper())
+    yield from (form for form in forms if form != ref)
+    if not ref.isascii():
+        yield from (unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))
 
 
 def is_absolute(path: str) -> bool:
@@ -170,6 +199,22 @@ def _exists(file: Path) -> bool:
     try:
         return file.exists()
     except (OSError, ValueError):  # a name that is too long, or has a NUL
+        return False
+
+
+def _walk(folder: Path, levels: int) -> Iterator[Path]:
+    """Yield a folder and those below it down to some levels, each before what is in it."""
+    yield folder
+    for inner in _subfolders(folder) if levels else ():
+        yield from _walk(inner, levels - 1)
+
+
+def _holds_images(folder: Path) -> bool:
+    """Return whether one of the first files of a folder is named like an image."""
+    try:
+        with os.scandir(folder) as entries:
+            return any(looks_like_image(entry.name) for entry in islice(entries, _LOOKED_AT))
+    except OSError:
         return False
 
 

@@ -8,10 +8,13 @@ from typing import Any
 
 from unicl_cli.data.class_entry import NameList
 from unicl_cli.data.sources.lists.cells import NOTHING, CellError, is_plain, odd_cell_error, parse_list, text_of
+from unicl_cli.data.sources.lists.column_names import usual_columns
 from unicl_cli.data.sources.lists.record import Line, ListOptions
 from unicl_cli.errors import UniclError
 
 MARKS = "write the names of the image's classes into the cell instead of a mark for each class"
+FEW = 8
+"""The fewest images of which each has a label of its own that are doubtful."""
 MAX_LABEL = 1000
 """Maximum number of characters of a label."""
 OF_LABELS = ("label", "classes", "first", "missing", "keep", "sets", "onehot", "negative", "group")
@@ -141,6 +144,20 @@ def check_single_labels(path: Path, lines: Sequence[Line], columns: Sequence[str
             )
         notes.append(f"{path.name}: {what}; each is taken as one class")
     return notes
+
+
+def check_repeats(path: Path, labels: Counter[str], column: str, options: ListOptions) -> list[str]:
+    """Return a note if no two images share a label. UniclError if the column was taken as the only one left."""
+    if len(labels) < FEW or labels.total() > len(labels):
+        return []
+    if options.label is not None or usual_columns("label", [column]):
+        what = f"each of the {len(labels):,} labels is a class of its own"
+        return [f"{path.name}: {what}: check that column '{column}' holds classes"]
+    raise UniclError(
+        f"{path}: column '{column}' has another label for each of {len(labels):,} images, so it may hold no classes",
+        f"take the folder of each image: {options.src(path, label='folder')}, or name the column of the labels: "
+        f"{options.src(path, label='COLUMN')}",
+    )
 
 
 def _find_shared_parts(labels: Iterable[str]) -> set[tuple[str, str]]:

@@ -36,6 +36,7 @@ class LineBuilder:
 
     def __init__(self, path: Path, roles: Roles, paths: ImagePaths) -> None:
         self.path, self.columns, self.splits, self.paths = path, roles.columns, roles.splits, paths
+        self.choice = roles.choice
         self.labels = LabelReader(path, roles, paths.options)
         self.counts: Counter[str] = Counter()
         self.nothing: Counter[str] = Counter()
@@ -60,8 +61,11 @@ class LineBuilder:
                 yield line
 
     def _line(self, record: Record) -> Line | None:
-        """Return the line of a record; None if its image is in none of the splits."""
+        """Return the line of a record; None if it is not chosen, or its image is in none of the splits."""
         cells, at = record.cells, self.columns
+        if not self.choice.keeps(cells):
+            self.counts["not chosen"] += 1
+            return None
         ref, key = self._image(cells)
         split = self.splits.split(text_of(self._plain(cells, at.split, "split")).strip(), ref)
         if split is None:
@@ -129,12 +133,19 @@ class LineBuilder:
             raise odd_cell_error(value, name or "", role)
         return value
 
+    def check_choices(self, kept: int) -> None:
+        """Raise UniclError if ``where`` or ``split`` leave out what they should not, or all lines."""
+        self.choice.check(self.path, self.paths.options, kept, self.counts["not chosen"])
+        self.splits.check(self.path, kept, self.counts["in no split"])
+
     def notes(self) -> list[str]:
         """Return notes for `prepare` on cells that were not taken literally."""
         name, counts = self.path.name, self.counts
         notes = self.labels.notes()
         if counts["blank"]:
             notes.append(f"{name}: lines without a filled cell, left out: {counts['blank']:,}")
+        if counts["not chosen"]:
+            notes.append(Remark(f"{name}: lines left out by where=: {counts['not chosen']:,}"))
         if counts["lists in cells"]:
             lists = counts["lists in cells"]
             notes.append(Remark(f"{name}: cells that hold a list, each text of which is a caption: {lists:,}"))
@@ -142,9 +153,8 @@ class LineBuilder:
             left_out = counts["questions"]
             notes.append(Remark(f"{name}: turns of conversations that are not answers, left out: {left_out:,}"))
         if counts["in no split"]:
-            notes.append(
-                f"{name}: lines whose image is in none of the files of split=, left out: {counts['in no split']:,}"
-            )
+            of = "folders named like splits" if self.splits.by_folder else "files of split="
+            notes.append(f"{name}: lines whose image is in none of the {of}, left out: {counts['in no split']:,}")
         if words := self.nothing:
             shown = ", ".join(f"'{word}'" for word in sorted(words))
             notes.append(

@@ -23,6 +23,7 @@ class ListOptions:
     caption: str | None = None
     label: str | None = None
     split: str | None = None
+    where: str | None = None
     key: str | None = None
     header: bool | None = None
     sep: str | None = None
@@ -62,7 +63,8 @@ class ListOptions:
         several = (self.caption, self.label, self.onehot)
         parts = [part.strip() for given in several for part in (given or "").split(",")]
         media = (getattr(self, kind) for kind in KINDS)
-        given = (self.image, *parts, *several, self.split, self.key, *media)
+        chosen_by = (self.where or "").partition(":")[0]
+        given = (self.image, *parts, *several, self.split, chosen_by, self.key, *media)
         return [name for name in given if name and not name.isdecimal()]
 
 
@@ -111,10 +113,12 @@ class Columns(NamedTuple):
     key: str | None
     media: tuple[tuple[str, str], ...] = ()
     """The kind and the column of each item of media."""
+    where: str | None = None
+    """The column that lines are chosen by."""
 
     def by_role(self) -> dict[str, tuple[str, ...]]:
         """Return the columns and paths of each role that has some."""
-        single = {"image": self.image, "split": self.split, "key": self.key, **dict(self.media)}
+        single = {"image": self.image, "split": self.split, "key": self.key, "where": self.where, **dict(self.media)}
         several = {"caption": self.caption, "label": self.label}
         return {role: names for role, names in several.items() if names} | {
             role: (name,) for role, name in single.items() if name

@@ -12,6 +12,7 @@ from unicl_cli.errors import UniclError
 NAMES = {"tab": "\t", "\\t": "\t", "space": " ", "comma": ",", "semicolon": ";", "bar": "|", "pipe": "|"}
 """Words for separators that a shell would swallow."""
 _EXCEL = re.compile(r"sep=(.)\s*$", re.IGNORECASE)
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 _UNQUOTED = frozenset(("\t", " "))
 _EMPTY = ' \t\r\n,;|"'
 """Characters of a line without a filled cell."""
@@ -37,7 +38,7 @@ def choose_dialect(lines: Sequence[str], suffix: str, sep: str | None, src: str)
     """Return the form that the option ``sep``, Excel's line ``sep=;``, the suffix or the lines' cells say."""
     comments = next((at for at, line in enumerate(lines) if not line.startswith("#")), 0)
     excel = _EXCEL.match(lines[comments]) if lines else None
-    skipped = comments + int(excel is not None)
+    skipped = comments + int(excel is not None or _is_count(lines[comments : comments + 2]))
     rows = [line.rstrip("\r\n")[:_WIDTH] for line in lines[skipped:] if line.strip(_EMPTY)][:_EVIDENCE]
     if sep is not None:
         delimiter = _named(sep, src)
@@ -110,9 +111,14 @@ def _count_leading(rows: Sequence[str]) -> int:
     body = cells[1:] if len(cells) > 1 and not (looks_like_image(cells[0][0]) or cells[0][0].isdecimal()) else cells
     shortest = min(map(len, body), default=0)
     leading = 0
-    while leading < shortest and all(looks_like_image(row[leading]) or row[leading].isdecimal() for row in body):
+    while leading < shortest and all(looks_like_image(row[leading]) or _NUMBER.fullmatch(row[leading]) for row in body):
         leading += 1
     same = {len(row) for row in body} == {shortest}
     if leading == 0:
         return 0 if same and not any(looks_like_image(row[-1]) for row in body if row) else 1
     return 0 if same and leading >= shortest - 1 else leading + 1
+
+
+def _is_count(lines: Sequence[str]) -> bool:
+    """Return whether the first line is the number of the others, as in CelebA: alone, above a line of several cells."""
+    return len(lines) > 1 and lines[0].strip().isdecimal() and len(lines[1].split()) > 1

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain, dropwhile, islice
 from pathlib import Path
 
+from unicl_cli.data.sources.lists.cells import looks_like_image
 from unicl_cli.data.sources.lists.column_names import is_header
 from unicl_cli.data.sources.lists.record import ListOptions, Record, check_columns, check_width, is_filled
 from unicl_cli.data.sources.lists.separator import choose_dialect, split_at_blanks, split_rows
@@ -38,6 +39,7 @@ class TextReader:
         check_width(path, len(first))
         rows = [line.rstrip("\r\n") for line in head[self.dialect.skipped :] if line.strip()]
         others = [cells for cells in split_rows(rows, self.dialect) if not _is_blank((0, cells, ""))][1:]
+        first = first if self.dialect.is_quoted else _complete_header(first, others)
         self.has_header = is_header(first, others, options.named) if options.header is None else options.header
         self.columns: tuple[str, ...] = (
             _name_columns(first) if self.has_header else tuple(str(number) for number in range(len(first)))
@@ -126,6 +128,12 @@ class TextReader:
             raise UniclError(
                 f"{self.path}: line {start}: {error}", "close the quote that is opened in this line"
             ) from error
+
+
+def _complete_header(first: list[str], others: Sequence[Sequence[str]]) -> list[str]:
+    """Return the first line, with a name for the images before it if only they have none, as R and CelebA write it."""
+    is_short = bool(others) and all(len(row) == len(first) + 1 and looks_like_image(row[0]) for row in others)
+    return ["image", *first] if is_short and not any(map(looks_like_image, first)) else first
 
 
 def _is_blank(row: _Row) -> bool:

@@ -17,6 +17,8 @@ from unicl_cli.pages.text import shorten
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 """Line breaks and other control characters."""
+_COPY = re.compile(r"(?i)copy of (.+)|(.+?)(?: copy| kopie| copia| copie| ?\(\d+\))+")
+"""The name of a copied folder: `Copy of cat`, `cat (1)`, `cat - Copy`."""
 _SHOWN = 40
 """Maximum number of characters of a label in a note."""
 FoldedName = tuple[str | Decimal, ...]
@@ -94,7 +96,8 @@ def _check_shared(
 def describe_names(classes: Sequence[ClassName]) -> list[str]:
     """Return notes on labels that go over several lines, on equal names, and on names that say little in a prompt."""
     keys = [c.key for c in classes]
-    return _describe_broken_keys(keys) + _describe_equal_names(classes) + describe_doubtful_names(classes)
+    alike = _describe_equal_names(classes) + _describe_copies(classes)
+    return _describe_broken_keys(keys) + alike + describe_doubtful_names(classes)
 
 
 def _describe_broken_keys(keys: Collection[str]) -> list[str]:
@@ -128,6 +131,17 @@ def _describe_equal_names(classes: Iterable[ClassName]) -> list[str]:
         "class written in several ways; ?classes=FILE names the classes of a list or folder, and for folders "
         "?names=path tells them apart and ?depth=1 joins them"
     ]
+
+
+def _describe_copies(classes: Sequence[ClassName]) -> list[str]:
+    """Return a note on classes named like a copy of another, as file managers name them; none if all differ."""
+    plain = {fold_name(c.names[0]): c.names[0] for c in classes}
+    copies = {c.names[0]: match[1] or match[2] for c in classes if (match := _COPY.fullmatch(c.names[0]))}
+    found = [f"'{name}' of '{plain[of]}'" for name, left in copies.items() if (of := fold_name(left)) in plain]
+    if not found:
+        return []
+    shown = ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
+    return [f"classes named like a copy of another ({len(found):,}): {shown}: make one class of them if they are one"]
 
 
 def fold_name(name: str) -> FoldedName:

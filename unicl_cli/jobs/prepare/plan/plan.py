@@ -34,6 +34,7 @@ from unicl_cli.jobs.prepare.plan.holdout import TRAIN, Holdout, ReadSource, hold
 from unicl_cli.jobs.prepare.plan.request import PrepareOptions
 from unicl_cli.jobs.prepare.plan.row_checks import check_file_names, check_keys, check_labels
 from unicl_cli.jobs.prepare.plan.rows import Rows
+from unicl_cli.jobs.prepare.plan.split_notes import describe_source_splits, describe_unlearned_classes
 from unicl_cli.jobs.prepare.plan.taxonomy import PlacedClasses, describe_inner_rows, place_in_taxonomy
 from unicl_cli.jobs.prepare.shards.download import MEAN_BYTES, Downloads, url_of
 from unicl_cli.jobs.prepare.shards.left_out import LeftOut
@@ -217,6 +218,11 @@ def make_plan(
     notes += describe_inner_rows(placed, list(_labelled_rows(planned)))
     images = find_class_images(classes, _labelled_rows(planned))
     notes += describe_empty_classes(classes, images.empty, "classes without an image")
+    rows_by_source = [of.rows for of in planned if of.spec.kind == "labels"]
+    notes += describe_unlearned_classes(classes, rows_by_source, images.empty)
+    notes += [
+        note for item, of in zip(specs, read, strict=True) for note in describe_source_splits(item, list(of.rows))
+    ]
     groups = groups_of(classes) if any(of.has_sets for of in read) else None
     found = queries.sha256 if queries else None
     return CorpusPlan(
