@@ -269,7 +269,8 @@ def prepare(
     from unicl_cli.jobs.prepare.lock import catch_stop_signals
 
     command = shlex.join(["unicl", *sys.argv[1:]])
-    with catch_stop_signals(out, command) as stop:  # before the libraries, which take a second
+    writes = not (dry_run or verify)
+    with catch_stop_signals(out, command, writes=writes) as stop:  # before the libraries, which take a second
         from unicl_cli.data.sources.data_dirs import add_data_dir
         from unicl_cli.data.sources.resolve import KINDS, check_known
 

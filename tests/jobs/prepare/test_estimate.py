@@ -1,7 +1,11 @@
 """The time that a dry run foresees: cores share the computing, workers the waiting."""
 
+import os
+import signal
+
 import pytest
 
+from unicl_cli.cli import main
 from unicl_cli.jobs.prepare.estimate import SourceSample, _estimate_seconds
 
 
@@ -31,3 +35,22 @@ def test_the_time_is_that_of_the_cores_or_of_the_waits(seconds, cpu, workers, co
 def test_the_rows_that_wait_take_what_those_of_the_sample_take(kept, staged, least, most):
     sample = SourceSample("s", "captions", "train", 1000, 100, kept, {}, 1, 1, 1.0, 1.0, staged)
     assert least <= round(sample.most_staged()) <= most
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--dry-run", "stopped; nothing was written"),
+        ("--verify", "stopped; nothing was written"),
+        (None, "continue with"),
+    ],
+)
+def test_a_stopped_command_says_whether_it_wrote(option, message, tmp_path, monkeypatch, capsys):
+    def stop(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("unicl_cli.data.sources.resolve.check_known", stop)
+    words = ["-o", str(tmp_path / "c"), *([option] if option else [])]
+    assert main(["prepare", *words, *([] if option == "--verify" else ["--labels", "digits?limit=20"])]) == 75
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -24,13 +24,13 @@ _FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 class Stop:
     """The stop flag: calling it returns whether SIGINT or SIGTERM has arrived.
 
-    A signal interrupts at once, except inside ``defer_interrupts()``. ``again`` is the command that continues;
-    ``is_locked`` means that the lock of ``out`` is held, ``may_remove`` that all checks of ``out`` have passed, so that
+    A signal interrupts at once, except inside ``defer_interrupts()``. ``again`` is the command that continues,
+    ``writes`` whether it writes shards; ``is_locked`` means that the lock of ``out`` is held, ``may_remove`` that all checks of ``out`` have passed, so that
     unfinished files there may be removed.
     """
 
-    def __init__(self, out: Path, again: str) -> None:
-        self.out, self.again = out, again
+    def __init__(self, out: Path, again: str, *, writes: bool = True) -> None:
+        self.out, self.again, self.writes = out, again, writes
         self.requested = self.is_deferred = self.is_locked = self.may_remove = False
         self.folders_before: set[Path] = set()
 
@@ -58,6 +58,8 @@ class Stop:
 
     def error(self) -> Stopped:
         """Return the error that ends a stopped command."""
+        if not self.writes:
+            return Stopped("stopped; nothing was written", f"run it again with: {self.again}")
         return Stopped("stopped before all shards were written", f"continue with: {self.again}")
 
     def clean_up(self) -> None:
@@ -85,9 +87,9 @@ class Stop:
 
 
 @contextmanager
-def catch_stop_signals(out: Path, again: str) -> Generator[Stop, None, None]:
+def catch_stop_signals(out: Path, again: str, *, writes: bool) -> Generator[Stop, None, None]:
     """Turn SIGINT and SIGTERM into Stopped, with the command that continues; also while libraries load."""
-    stop = Stop(out, again)
+    stop = Stop(out, again, writes=writes)
     before = {number: signal.signal(number, stop.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
