@@ -25,8 +25,8 @@ class Stop:
     """The stop flag: calling it returns whether SIGINT or SIGTERM has arrived.
 
     A signal interrupts at once, except inside ``defer_interrupts()``. ``again`` is the command that continues,
-    ``writes`` whether it writes shards; ``is_locked`` means that the lock of ``out`` is held, ``may_remove`` that all checks of ``out`` have passed, so that
-    unfinished files there may be removed.
+    ``writes`` whether it writes shards. ``is_locked`` means that the lock of ``out`` is held, ``may_remove`` that all
+    checks of ``out`` have passed, so that unfinished files there may be removed.
     """
 
     def __init__(self, out: Path, again: str, *, writes: bool = True) -> None:
