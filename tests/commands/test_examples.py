@@ -20,6 +20,11 @@ batch: {size: 8}
 steps: 2
 schedule: {warmup: 0}
 """
+VIT = (
+    "model.image={name: timm, model: vit_tiny_patch16_224, args: {depth: 1}}",
+    "model.text={name: transformer, width: 32, layers: 1, heads: 1}",
+)
+"""Towers that open_clip has, too."""
 CLASSES = ("cat", "dog", "red fox")
 WORDS = ("day", "night", "snow", "grass", "water")
 SHORT = ["--rounds", "1", "--no-peak"]
@@ -70,6 +75,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert main(["prepare", "-q", "--labels", tags, "-o", "tags", "--holdout", "0.2"]) == 0
         assert main([*train, "runs/tags", "data.train.0.corpus=tags"]) == 0
         assert main(["eval", "runs/tags", "--fit-thresholds", "--data", "tags"]) == 0
+        assert main([*train, "runs/photos", *VIT]) == 0
         assert main([*train, "runs/tuned", "--init", "runs/first", "seed=1"]) == 0
     finally:
         os.chdir(here)

@@ -14,7 +14,8 @@ app = typer.Typer(add_completion=False)
 
 @app.command(
     epilog=examples(
-        "unicl export -o exported", "unicl export runs/first --repo my-org/my-model --license mit -o my-model"
+        "unicl export runs/photos -o exported",
+        "unicl export runs/photos --repo my-org/my-model --license mit -o my-model",
     )
 )
 def export(
