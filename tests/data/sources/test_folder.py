@@ -293,7 +293,7 @@ def test_a_split_without_the_class_folders_of_the_others_is_refused_with_the_way
         labelled(src)
     assert "add ?depth=1 if the folders above are the classes" in caught.value.hint
     with pytest.raises(
-        UniclError, match="images of val in 'images' and test in 'images' are not in class fold"
+        UniclError, match="images of test in 'images' and val in 'images' are not in class fold"
     ) as caught:
         labelled(f"{src}?depth=1")
     assert "add ?exclude=test,val to leave them out" in caught.value.hint

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from unicl_cli.data.sources.folder_files import FoundFiles
 from unicl_cli.data.sources.folder_names import list_some
-from unicl_cli.data.sources.splits import ORDER, split_of, split_within
+from unicl_cli.data.sources.splits import split_of, split_within
 from unicl_cli.errors import UniclError
 
 FEW = 32
@@ -50,9 +50,7 @@ def check_each_split(path: Path, folders: Mapping[str, Set[str]], names: Mapping
 
     ``folders`` are the class folders by split, ``names`` the splits by the name of their folder.
     """
-    plain = [
-        split for split in sorted(folders, key=ORDER.index) if folders[split] - {""} and _are_plain(folders[split])
-    ]
+    plain = [split for split, of in sorted(folders.items()) if of - {""} and _are_plain(of)]
     if not plain or len(plain) == len(folders):
         return
     left_out = ",".join(name for name, split in sorted(names.items()) if split in plain)
