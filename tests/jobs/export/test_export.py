@@ -11,11 +11,13 @@ import yaml
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.nn import functional as F
 
 from unicl_cli.build.load import load_model
 from unicl_cli.cli import main
 from unicl_cli.core import checkpoint
+from unicl_cli.encoders.carry import transferable_weights
 from unicl_cli.jobs.export import export
 from unicl_cli.jobs.export.card import without_places
 from unicl_cli.jobs.export.open_clip_layout import is_plain_vit
@@ -142,6 +144,40 @@ def test_a_model_of_open_clip_comes_back_as_it_was(open_clip_folder, tmp_path):
         renamed = {name.removeprefix("text."): x for name, x in new.items()}
         assert renamed.keys() == {name.removeprefix("text.") for name in old}
         assert all(torch.equal(x, renamed[name.removeprefix("text.")]) for name, x in old.items()), kind
+
+
+@pytest.mark.parametrize("name", ["a ViT at another size than its name says", "both with CLIP's first GELU"])
+def test_a_training_starts_from_both_towers_of_the_folder(train, name, tmp_path):
+    image, text, changes = TOWERS[name]
+    run = train(image, text, **changes)
+    assert main(["export", run, "-o", str(tmp_path / "m"), "-q"]) == 0
+    model, source = load_model(run).step.model, load_model(f"local-dir:{tmp_path / 'm'}").step.model
+    found = transferable_weights(model, source)
+    assert found.keys() == {"image", "text", "logit_scale"}
+    pixels = torch.stack([load_model(run).transform(picture(70, 40))])
+    with torch.no_grad():
+        expected = model.encode_image(pixels).embed
+        for parameter in model.image.parameters():
+            parameter.fill_(1.0)
+        model.load_state_dict(found["image"], strict=False)
+        torch.testing.assert_close(model.encode_image(pixels).embed, expected)
+
+
+@pytest.mark.parametrize(("end", "code"), [("[SEP]", 0), ("[END]", 2), (None, 2)])
+def test_a_tokenizer_of_the_user_ends_its_texts(train, end, code, tmp_path, capsys):
+    words = ["[UNK]", *([] if end is None else [end]), "a", "zero"]
+    library = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="[UNK]"))
+    library.pre_tokenizer = pre_tokenizers.Whitespace()
+    if end is not None:
+        library.post_processor = processors.TemplateProcessing(
+            single=f"$A {end}", special_tokens=[(end, library.token_to_id(end))]
+        )
+    library.save(str(tmp_path / "tokenizer.json"))
+    run = train(VIT, tokenizer=str(tmp_path / "tokenizer.json"))
+    capsys.readouterr()
+    assert main(["export", run, "-o", str(tmp_path / "m")]) == code
+    error = " ".join(capsys.readouterr().err.split())
+    assert ("does not end a text with the token" in error) == bool(code), error
 
 
 def test_the_bias_of_the_sigmoid_is_that_of_the_loss(train, tmp_path):

@@ -5,9 +5,14 @@ from copy import deepcopy
 from typing import Any, NamedTuple, cast
 
 import torch
-from timm.layers import Attention, DropPath, LayerScale, Mlp, PatchDropout, PatchEmbed
-from timm.layers import LayerNorm as TimmNorm
 from timm.layers.activations import QuickGELU
+from timm.layers.attention import Attention
+from timm.layers.drop import DropPath
+from timm.layers.layer_scale import LayerScale
+from timm.layers.mlp import Mlp
+from timm.layers.norm import LayerNorm as TimmNorm
+from timm.layers.patch_dropout import PatchDropout
+from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import Block
 from timm.models.vision_transformer import VisionTransformer as TimmVit
 from torch import Tensor, nn
