@@ -73,4 +73,4 @@ def show(document: Mapping[str, Any]) -> None:
     print_line(f"open_clip loads it; its vectors differ by at most {furthest:.0e}")
     print_line("use it, and publish it:")
     print_line(f"  {document['use_command']}")
-    print_line(f"  {document['upload_command']}")
+    print_line(f"  {document['upload_command'] or '(to publish it, export it with --repo ORG/NAME)'}")

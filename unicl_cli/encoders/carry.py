@@ -105,6 +105,8 @@ def vit_weights(trunk: TimmTower, net: Any) -> dict[str, Tensor]:
         return {}
     state = {f"visual.{key}": value for key, value in net.state_dict().items()}
     kept = {key: value for key, value in checkpoint_filter_fn(state, backbone).items() if "head." not in key}
+    if backbone.patch_embed.proj.bias is not None:  # open_clip's patches have none
+        kept.setdefault("patch_embed.proj.bias", torch.zeros(backbone.embed_dim))
     return with_prefix(kept) | {"image.proj.weight": net.proj.detach().T}
 
 

@@ -44,6 +44,8 @@ def prepare_last_block(backbone: Any) -> bool:
     """
     if type(backbone) is not VisionTransformer or backbone.attn_pool is not None or backbone.global_pool != "token":
         return False
+    if not len(backbone.blocks):
+        return False
     block = backbone.blocks[-1]
     if type(block) is not Block or any(m.p for m in block.modules() if isinstance(m, nn.Dropout)):
         return False
@@ -113,7 +115,7 @@ class TimmTower(nn.Module):
         with _explain_refusal(f"{model} for images of {image_size} px"):
             _try_backbone(backbone, image_size, width)
         self.reads_class_token = prepare_last_block(backbone)
-        self.model = cast("nn.Module", backbone)
+        self.model, self.args = cast("nn.Module", backbone), dict(args)
         self.width = width
         self.token_width: int = backbone.num_features  # differs from width if the head has a hidden layer
         self.traits = TowerTraits(

@@ -235,8 +235,9 @@ def write_mixture(both: MixPair, alpha: float, out: Path) -> list[str]:
             checkpoint.load_weights(both.base.step, tensors, both.base.name)
             notes = write_open_clip(both.base, out)
         write_atomic(out / META, json.dumps(facts, indent=1))
-    except OSError as error:
-        raise UniclError(f"-o {out}: cannot be written: {error.strerror}", "choose another folder") from error
+    except checkpoint.WRITING_FAILS as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UniclError(f"-o {out}: cannot be written: {reason}", "choose another folder") from error
     return notes
 
 

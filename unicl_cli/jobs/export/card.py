@@ -1,6 +1,10 @@
 """The card (README.md) of an exported model: how it is used, and what it was trained on."""
 
+import json
+import re
+import shlex
 from pathlib import Path
+from typing import Any, cast
 
 import yaml
 
@@ -8,13 +12,18 @@ from unicl_cli.build.load import Loaded
 from unicl_cli.errors import escape_control
 from unicl_cli.formats import count_of
 from unicl_cli.recipe.layers import RESOLVED
+from unicl_cli.recipe.text import write_yaml
 
 MOST_CLASSES = 100
 """Classes that a card lists."""
+PLACE = re.compile(r"(?P<form>local-dir:)?(/|~|[A-Za-z]:[\\/]|\w+://).*?(?P<name>[^/\\]*)[/\\]*", re.DOTALL)
+"""An absolute path, or an address on another file system."""
 
 
-def write_card(loaded: Loaded, repo: str, licence: str | None) -> str:
-    """Return the text of the card; ``repo`` is the name of the model."""
+def write_card(loaded: Loaded, repo: str | None, folder: str, licence: str | None) -> str:
+    """Return the text of the card of a model called ``repo`` on the hub, or else by the name of its folder."""
+    name = f"local-dir:{folder}" if repo is None else f"hf-hub:{repo}"
+    place = "the folder of this file" if repo is None else 'or "local-dir:" and the folder of this file'
     facts = {
         **({} if licence is None else {"license": licence}),
         "library_name": "open_clip",
@@ -25,7 +34,7 @@ def write_card(loaded: Loaded, repo: str, licence: str | None) -> str:
     template = loaded.templates[0] if loaded.templates else "{}"
     words = [template.replace("{}", name).replace("{c}", name) for name in (names or ["cat", "dog"])[:3]]
     lines = [
-        f"# {escape_control(repo)}",
+        f"# {escape_control(repo or folder)}",
         "",
         "An image and a text tower in one space, trained with `unicl` and written by `unicl export`.",
         "",
@@ -34,7 +43,7 @@ def write_card(loaded: Loaded, repo: str, licence: str | None) -> str:
         "from open_clip import create_model_from_pretrained, get_tokenizer",
         "from PIL import Image",
         "",
-        f'name = "hf-hub:{repo}"  # or "local-dir:" and the folder of this file',
+        f"name = {json.dumps(name, ensure_ascii=False)}  # {place}",
         "model, preprocess = create_model_from_pretrained(name)",
         "model.eval()",
         "tokenizer = get_tokenizer(name)",
@@ -44,7 +53,7 @@ def write_card(loaded: Loaded, repo: str, licence: str | None) -> str:
         "    print((model.logit_scale.exp() * image @ texts.T).softmax(1))",
         "```",
         "",
-        f'`unicl zeroshot photo.jpg --model "hf-hub:{repo}" --classes a,b` does the same.',
+        f"{_code(f'unicl zeroshot photo.jpg --model {shlex.quote(name)} --classes a,b')} does the same.",
     ]
     return (
         f"---\n{yaml.safe_dump(facts, sort_keys=False)}---\n\n" + "\n".join([*lines, *_training(loaded, names)]) + "\n"
@@ -64,7 +73,19 @@ def _training(loaded: Loaded, names: list[str]) -> list[str]:
     if loaded.templates:
         lines += ["", f"Prompts: {', '.join(_code(template) for template in loaded.templates[:3])}"]
         lines[-1] += f" and {len(loaded.templates) - 3} more." if len(loaded.templates) > 3 else "."
-    return [*lines, "", "```yaml", recipe.read_text(encoding="utf-8").rstrip(), "```"]
+    settings: dict[str, Any] = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    settings.pop("run_dir", None)
+    return [*lines, "", "```yaml", write_yaml(without_places(settings)).rstrip(), "```"]
+
+
+def without_places(value: Any) -> Any:
+    """Return a part of a recipe with the names of files and folders alone: where they lie is not for everyone."""
+    if isinstance(value, dict):
+        return {key: without_places(part) for key, part in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list):
+        return [without_places(part) for part in cast("list[Any]", value)]
+    found = PLACE.fullmatch(value) if isinstance(value, str) else None
+    return value if found is None else (found["form"] or "") + found["name"]
 
 
 def _code(text: str) -> str:

@@ -1,6 +1,5 @@
 """The job `export`: a folder that open_clip loads, written whole or not at all, after open_clip has loaded it."""
 
-import errno
 import io
 import json
 import shlex
@@ -17,10 +16,11 @@ from unicl_cli.core import checkpoint
 from unicl_cli.core.foreign import explain_foreign
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.export.card import write_card
-from unicl_cli.jobs.export.open_clip_layout import Layout, layout_of_model
+from unicl_cli.jobs.export.open_clip_layout import BY_NAME, Layout, layout_of_model
 from unicl_cli.jobs.export.tokenizer_layout import describe_tokenizer, save_tokenizer
-from unicl_cli.storage.files import discard, sync_folder, temporary_name, write_atomic
+from unicl_cli.storage.files import discard, make_folder, sync_folder, temporary_name, write_atomic
 from unicl_cli.storage.hub import CONFIG, WEIGHTS
+from unicl_cli.storage.lock import check_unused
 
 SCHEMA = "unicl/export/1"
 CARD = "README.md"
@@ -52,22 +52,21 @@ def export_model(loaded: Loaded, request: ExportRequest) -> dict[str, Any]:
     """Write the folder and return the document of `--json`. UniclError for a model that open_clip cannot build."""
     layout = _layout(loaded, request.repo)
     out = request.out
-    part = temporary_name(out.parent)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        part.mkdir()
-        _write_files(part, layout, loaded, request)
-        differences = _compare_with_open_clip(loaded, part)
-        files = {file.name: file.stat().st_size for file in sorted(part.iterdir())}
-        part.replace(out)  # an empty folder gives way
-        sync_folder(out.parent)
-    except OSError as error:
-        if error.errno == errno.ENOTEMPTY:
-            raise UniclError(f"{out}: contains other files", ANOTHER) from error
-        raise UniclError(f"-o {out}: cannot be written: {error.strerror or error}", "choose another folder") from error
-    finally:
-        if part.exists():
-            discard(part)
+        with make_folder(out.parent):
+            part = temporary_name(out if out.is_dir() else out.parent)
+            try:
+                part.mkdir()
+                _write_files(part, layout, loaded, request)
+                differences = _compare_with_open_clip(loaded, layout, part)
+                files = {file.name: file.stat().st_size for file in sorted(part.iterdir())}
+                _move(part, out)
+            finally:
+                if part.exists():
+                    discard(part)
+    except checkpoint.WRITING_FAILS as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UniclError(f"-o {out}: cannot be written: {reason}", "choose another folder") from error
     return {
         "schema": SCHEMA,
         "model": loaded.name,
@@ -78,8 +77,23 @@ def export_model(loaded: Loaded, request: ExportRequest) -> dict[str, Any]:
         "repo": request.repo,
         "license": request.licence,
         "use_command": f"unicl zeroshot photo.jpg --model {shlex.quote(f'local-dir:{out}')} --classes a,b",
-        "upload_command": shlex.join(["hf", "upload", request.repo or "ORG/NAME", str(out)]),
+        "upload_command": None if request.repo is None else shlex.join(["hf", "upload", request.repo, str(out)]),
     }
+
+
+def _move(part: Path, out: Path) -> None:
+    """Give the finished folder its name. A folder that exists may be a link, a mount or the current one: it is filled.
+
+    The configuration comes last, without which nothing reads the folder.
+    """
+    check_unused(out, ANOTHER)
+    if out.is_dir():
+        for file in sorted(part.iterdir(), key=lambda file: file.name == CONFIG):
+            file.replace(out / file.name)
+        sync_folder(out)
+    else:
+        part.replace(out)
+        sync_folder(out.parent)
 
 
 def _layout(loaded: Loaded, repo: str | None) -> Layout:
@@ -107,15 +121,20 @@ def _write_files(part: Path, layout: Layout, loaded: Loaded, request: ExportRequ
     save_tokenizer(loaded.tokenizer, part)
     config = {"model_cfg": layout.model_cfg, "preprocess_cfg": layout.preprocess_cfg}
     write_atomic(part / CONFIG, json.dumps(config, indent=2) + "\n")
-    write_atomic(part / CARD, write_card(loaded, request.repo or request.out.resolve().name, request.licence))
+    write_atomic(part / CARD, write_card(loaded, request.repo, request.out.resolve().name, request.licence))
 
 
-def _compare_with_open_clip(loaded: Loaded, folder: Path) -> dict[str, float]:
-    """Load the folder with open_clip; return the largest differences. UniclError if they are more than rounding."""
+def _compare_with_open_clip(loaded: Loaded, layout: Layout, folder: Path) -> dict[str, float]:
+    """Load the folder with open_clip; return the largest differences. UniclError if they are more than rounding.
+
+    It is a bug, unless open_clip builds a backbone by its name: that may depend on the size of images.
+    """
     import open_clip
 
     name = f"local-dir:{folder}"
-    with explain_foreign(f"{loaded.name}: open_clip cannot load what was written", "report this as a bug"):
+    backbone = layout.model_cfg["vision_cfg"].get("timm_model_name")
+    hint, code = (BY_NAME, 2) if backbone else ("report this as a bug; nothing was written", 1)
+    with explain_foreign(f"{loaded.name}: open_clip cannot use what was written", hint):
         model, transform = cast("Any", open_clip).create_model_from_pretrained(name)
         tokenize: Any = open_clip.get_tokenizer(name)
         model.eval()
@@ -131,10 +150,11 @@ def _compare_with_open_clip(loaded: Loaded, folder: Path) -> dict[str, float]:
     }
     for what, difference in found.items():
         if not difference <= TOLERANCE:
+            of = f" ({backbone})" if backbone else ""
             raise UniclError(
-                f"{loaded.name}: open_clip's {what} differs by {difference:.1e}, more than {TOLERANCE:.0e}",
-                "report this as a bug; nothing was written",
-                exit_code=1,
+                f"{loaded.name}: open_clip's {what}{of} differs by {difference:.1e}, more than {TOLERANCE:.0e}",
+                hint,
+                exit_code=code,
             )
     return found
 

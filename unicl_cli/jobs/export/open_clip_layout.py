@@ -5,6 +5,14 @@ from copy import deepcopy
 from typing import Any, NamedTuple, cast
 
 import torch
+from timm.layers.activations import QuickGELU
+from timm.layers.attention import Attention
+from timm.layers.drop import DropPath
+from timm.layers.layer_scale import LayerScale
+from timm.layers.mlp import Mlp
+from timm.layers.norm import LayerNorm as TimmNorm
+from timm.layers.patch_dropout import PatchDropout
+from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import Block
 from timm.models.vision_transformer import VisionTransformer as TimmVit
 from torch import Tensor, nn
@@ -12,7 +20,7 @@ from torch import Tensor, nn
 from unicl_cli.core.towers import traits_of
 from unicl_cli.encoders.carry import BLOCK, TOP, uses_quick_gelu
 from unicl_cli.encoders.open_clip import ImageTower, build_net, published_tensors
-from unicl_cli.encoders.timm import TimmTower
+from unicl_cli.encoders.timm import LastBlock, TimmTower
 from unicl_cli.encoders.transformer import TextTransformer
 from unicl_cli.errors import UniclError
 from unicl_cli.model import TwoTower
@@ -28,6 +36,12 @@ VIT_BLOCK = {
     "mlp.fc2.": "mlp.c_proj.",
 }
 VIT_TOP = {"patch_embed.proj.weight": "conv1.weight", "norm_pre.": "ln_pre.", "norm.": "ln_post."}
+VIT_MODULES = {
+    *(TimmVit, PatchEmbed, Block, LastBlock, Attention, Mlp, LayerScale, DropPath, PatchDropout, TimmNorm, QuickGELU),
+    *(nn.LayerNorm, nn.Linear, nn.Conv2d, nn.GELU, nn.Dropout, nn.Identity, nn.Sequential),
+}
+"""The modules of a ViT that open_clip has as well."""
+BY_NAME = "export a model at the image size of the backbone's name, without args and small_stem"
 TOWERS = "export a model with an image tower of `timm` or `open_clip` and the text tower `transformer`"
 
 
@@ -106,40 +120,45 @@ def _image_part(tower: Any, image_size: tuple[int, int]) -> Part:
     size = image_size[0] if image_size[0] == image_size[1] else list(image_size)
     backbone: Any = trunk.model
     projection = tower.proj.weight.detach()
-    if _is_plain_vit(backbone):
+    if is_plain_vit(backbone):
         return _vit_part(backbone, projection, size)
-    config = {
-        "timm_model_name": backbone.pretrained_cfg["architecture"],
-        "timm_model_pretrained": False,
-        "timm_pool": "",
-        "timm_proj": "linear",
-        "image_size": size,
-    }
+    name = backbone.pretrained_cfg["architecture"]
+    if changed := [key for key in trunk.args if "drop" not in key]:
+        raise UniclError(f"open_clip builds {name} by its name alone, without args ({', '.join(changed)})", BY_NAME)
+    config = {"timm_model_name": name, "timm_model_pretrained": False, "image_size": size}
     tensors = {f"visual.trunk.{name}": x for name, x in backbone.state_dict().items()}
-    return Part(config, tensors | {"visual.head.proj.weight": projection}, None)
+    if trunk.width == trunk.token_width:
+        config |= {"timm_pool": "", "timm_proj": "linear"}
+        return Part(config, tensors | {"visual.head.proj.weight": projection}, None)
+    config |= {"timm_pool": "avg", "timm_proj": None}  # behind a hidden layer: in the place of timm's classifier
+    classifier = f"visual.trunk.{backbone.pretrained_cfg['classifier']}"
+    head = {f"{classifier}.weight": projection, f"{classifier}.bias": projection.new_zeros(len(projection))}
+    return Part(config, tensors | head, None)
 
 
-def _is_plain_vit(net: Any) -> bool:
+def is_plain_vit(net: Any) -> bool:
     """Return whether open_clip's own ViT computes the same: it has a class token that is read, and nothing besides."""
-    if not isinstance(net, TimmVit) or not all(isinstance(block, Block) for block in net.blocks):
+    if type(net) is not TimmVit or not len(net.blocks) or not {type(module) for module in net.modules()} <= VIT_MODULES:
         return False
     block: Any = net.blocks[0]
-    width, mlp = net.embed_dim, block.mlp.fc1.out_features
+    width, mlp, attn = net.embed_dim, block.mlp.fc1.out_features, block.attn
+    norms: list[Any] = [module for module in net.modules() if isinstance(module, nn.LayerNorm)]
+    absent = (net.fc_norm, net.patch_embed.norm, attn.q_norm, attn.norm, block.mlp.norm)
     return (
         net.global_pool == "token"
         and net.num_prefix_tokens == 1
-        and net.attn_pool is None
-        and not (net.no_embed_class or net.dynamic_img_size)
+        and net.pos_embed is not None
+        and not (net.no_embed_class or net.dynamic_img_size or net.patch_embed.dynamic_img_pad)
         and not isinstance(net.norm, nn.Identity)
-        and isinstance(net.fc_norm, nn.Identity)
-        and isinstance(block.attn.q_norm, nn.Identity)
-        and isinstance(getattr(block.attn, "norm", nn.Identity()), nn.Identity)
-        and (type(block.mlp.act).__name__ == "QuickGELU" or getattr(block.mlp.act, "approximate", "") == "none")
-        and isinstance(getattr(block.mlp, "norm", nn.Identity()), nn.Identity)
-        and not hasattr(block.mlp, "fc1_g")
-        and width % block.attn.num_heads == 0
-        and mlp % width == 0
-        and len({module.eps for module in net.modules() if isinstance(module, nn.LayerNorm)}) == 1
+        and all(isinstance(module, nn.Identity) for module in absent)
+        and len({norm.eps for norm in norms}) == 1
+        and all(norm.bias is not None for norm in norms)
+        and getattr(attn, "gate", None) is None
+        and attn.proj.bias is not None
+        and attn.num_heads * attn.head_dim == width
+        and getattr(block.mlp.act, "approximate", "none") == "none"
+        and int(width * (mlp / width)) == mlp
+        and len({*net.patch_embed.patch_size}) == 1
     )
 
 
@@ -223,7 +242,5 @@ def _check_shapes(layout: Layout) -> None:
         backbone = layout.model_cfg["vision_cfg"].get("timm_model_name")
         raise UniclError(
             f"open_clip builds {backbone or 'this model'} with other tensors (first {odd[0]})",
-            "export a model without args and small_stem, at the image size of the backbone's name"
-            if backbone
-            else "report this as a bug",
+            BY_NAME if backbone else "report this as a bug",
         )

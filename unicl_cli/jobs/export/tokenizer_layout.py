@@ -25,6 +25,11 @@ def describe_tokenizer(tokenizer: Tokenizer, repo: str | None) -> dict[str, Any]
         raise UniclError("open_clip has no tokenizer like its own", "export a model with the tokenizer clip or corpus")
     if is_clips(tokenizer):
         return {}
+    if any(row[row != tokenizer.pad_id][-1:].tolist() != [tokenizer.eot_id] for row in tokenizer(["a", "a photo"])):
+        raise UniclError(
+            "its tokenizer does not end a text with the token at which the text tower is read",
+            "train with the tokenizer clip or corpus, or with a file that ends texts with </s>, [SEP] or <eos>",
+        )
     if importlib.util.find_spec("transformers") is None:
         raise UniclError("open_clip reads its tokenizer with the package transformers", "run pip install transformers")
     words = {"clean": "lower"} if tokenizer.clean else {}
