@@ -25,7 +25,10 @@ SHORT = ["steps=2", "batch.size=8", "eval=[]"]
 WORLD = """\
 name: mine
 data: {train: [{corpus: corpus}], image_size: 32}
-model: {image: cnn, text: {name: cbow, width: 16}, embed_dim: 16}
+model:
+  image: {name: timm, model: vit_tiny_patch16_224, args: {depth: 1}}  # open_clip has these towers, too
+  text: {name: transformer, width: 32, layers: 1, heads: 1}
+  embed_dim: 16
 batch: {size: 8}
 steps: 2
 schedule: {warmup: 0}
