@@ -10,7 +10,7 @@ from unicl_cli.data.corpus import READERS, find_damage
 from unicl_cli.data.manifest import Count, Kind, Positive, SetSize, Sha256, ShardPath
 from unicl_cli.errors import UniclError
 from unicl_cli.jobs.prepare.shards.download import map_ahead
-from unicl_cli.jobs.prepare.shards.shards import MOST_WORDS
+from unicl_cli.jobs.prepare.shards.tally import MOST_WORDS
 from unicl_cli.jobs.prepare.shards.units import PARTS, Unit
 from unicl_cli.storage.documents import Document, read_document
 from unicl_cli.storage.files import list_names

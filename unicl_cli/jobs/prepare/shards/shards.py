@@ -1,12 +1,14 @@
 """One unit of `prepare`: the rows of a source become one Parquet shard and its marker, both or neither."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import PIL
 import pyarrow as pa
@@ -24,6 +26,7 @@ from unicl_cli.jobs.prepare.shards.download import AHEAD, DOWNLOADS, download, h
 from unicl_cli.jobs.prepare.shards.not_in import SAME, Known, open_index
 from unicl_cli.jobs.prepare.shards.prepared_row import PreparedRow, Rejected
 from unicl_cli.jobs.prepare.shards.staged import ComparedRows, read_staged
+from unicl_cli.jobs.prepare.shards.tally import Tally
 from unicl_cli.jobs.prepare.shards.units import Work
 from unicl_cli.storage.files import replace_durably, temporary_beside, write_atomic
 
@@ -40,8 +43,6 @@ GROUP_IMAGE_BYTES = 64_000_000
 """A row group ends early above this: one is planned with 8 MB, but the images of a URL may have any size."""
 GROUP_MEDIA_BYTES = 512_000_000
 """A row group ends early above this: Arrow holds at most 2 GB of bytes in a column, and a loader all of them."""
-MOST_WORDS = 1000
-"""Maximum number of words that are counted of a caption."""
 _CODECS = {"image.bytes": "NONE", "key": "ZSTD", "texts.list.element": "ZSTD"}
 
 
@@ -83,67 +84,6 @@ def write_unit(work: Work, source: DatasetSource, tick: Tick, stopped: Callable[
     return marker
 
 
-class Tally:
-    """Counts over the rows of a unit."""
-
-    def __init__(self) -> None:
-        self.rows = 0
-        self.row_groups: list[int] = []
-        self.rejects: list[Rejected] = []
-        self.labels: Counter[int] = Counter()
-        self.set_sizes: Counter[int] = Counter()
-        self.counts: Counter[str] = Counter()
-        self.short_sides: list[int] = []
-        self.words: Counter[int] = Counter()
-        self.payload = 0
-        self.payload_at_256 = 0
-        self.media: Counter[str] = Counter()
-
-    def _not_in(self) -> dict[str, dict[str, int]]:
-        """Count the rows left out by the number of a corpus of `--not-in` that has their image."""
-        found = Counter(item for row in self.rejects for item in (row.not_in or {}).items())
-        counts: dict[str, dict[str, int]] = {}
-        for (number, how), count in sorted(found.items()):
-            counts.setdefault(number, {})[how] = count
-        return counts
-
-    def add(self, row: PreparedRow) -> None:
-        record = row.record
-        self.rows += 1
-        self.labels.update(record[LABELS])
-        self.set_sizes[len(record[LABELS])] += 1
-        self.counts["urls"] += record["url"] is not None
-        self.counts["captioned"] += bool(record["texts"])
-        self.counts["texts"] += len(record["texts"])
-        self.words.update(min(len(t.split()), MOST_WORDS) for t in record["texts"])
-        self.counts["texts_dropped"] += row.texts_dropped
-        self.counts["animated"] += row.animated
-        short = min(record["width"], record["height"])
-        self.short_sides.append(short)
-        size = len(record["image"]["bytes"])
-        self.payload += size
-        self.payload_at_256 += int(size * min(1, 256 / short) ** 2)
-        self.media.update(item["kind"] for item in record["media"])
-
-    def facts(self) -> dict[str, Any]:
-        reasons = Counter(r.reason for r in self.rejects)
-        urls = self.counts["urls"] + sum(r.url is not None for r in self.rejects)
-        return {
-            "rows": self.rows,
-            "row_groups": self.row_groups,
-            "labels": {str(label): n for label, n in sorted(self.labels.items())},
-            **{name: self.counts[name] for name in ("captioned", "texts", "texts_dropped", "animated")},
-            "words": {str(count): n for count, n in sorted(self.words.items())},
-            "short_side": [min(self.short_sides, default=0), max(self.short_sides, default=0)],
-            "payload": self.payload,
-            "payload_at_256": self.payload_at_256,
-            "rejected": dict(sorted(reasons.items())),
-            **({"media": dict(sorted(self.media.items()))} if self.media else {}),
-            **({"urls": urls} if urls else {}),
-            **({"not_in": not_in} if (not_in := self._not_in()) else {}),
-        }
-
-
 def json_bytes(value: Mapping[str, Any]) -> bytes:
     """Return a JSON document with a final newline, keys in the given order."""
     return (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode("utf-8", "replace")
@@ -169,28 +109,56 @@ def prepare_rows(
 ) -> Iterator[PreparedRow | Rejected | None]:
     """Yield every row's result in order; None is the last one after a stop, which waits for no image."""
     tools = RowTools(source, work)
+    found = _download_rows(work, tools, stopped) if work.fetch else _read_rows(work, tools, stopped)
+    yield from _report_along(found, work, tick)
+
+
+def _read_rows(work: Work, tools: RowTools, stopped: Callable[[], bool]) -> Iterator[PreparedRow | Rejected | None]:
+    """Yield the results of rows that threads read and decode, some ahead."""
 
     def prepare(rows: Sequence[Row]) -> list[PreparedRow | Rejected | None]:
         return [None if stopped() else prepare_row(row, tools) for row in rows]
 
-    some = AHEAD if work.fetch else min(CHUNK, work.unit.group_rows)
-    in_turn = 1 if work.fetch else min(IN_TURN, max(1, some // tools.threads))
+    some = min(CHUNK, work.unit.group_rows)
+    in_turn = min(IN_TURN, max(1, some // tools.threads))
     parts = (work.rows[start : start + in_turn] for start in range(0, len(work.rows), in_turn))
-    found = map_ahead(
-        prepare,
-        parts,
-        threads=tools.threads,
-        ahead=max(tools.threads, some // in_turn),
-        weigh=_weigh,
-        host=lambda rows: tools.host_of(rows[0]),
-        per_host=work.per_host,
-    )
-    yield from _report_along(chain.from_iterable(found), work, tick)
+    ahead = max(tools.threads, some // in_turn)
+    return chain.from_iterable(map_ahead(prepare, parts, threads=tools.threads, ahead=ahead, weigh=_weigh))
 
 
 def _weigh(results: Sequence[PreparedRow | Rejected | None]) -> int:
     """Return the bytes that results hold."""
     return sum(result.stored_bytes for result in results if isinstance(result, PreparedRow))
+
+
+def _download_rows(work: Work, tools: RowTools, stopped: Callable[[], bool]) -> Iterator[PreparedRow | Rejected | None]:
+    """Yield the results of rows that threads download, many ahead, and that are decoded here.
+
+    Threads that decode as well wait for each other so often that it takes a fifth more CPU.
+    """
+
+    def read(row: Row) -> ReadRow | Rejected | None:
+        return None if stopped() else read_row(row, tools)
+
+    found = map_ahead(
+        read,
+        work.rows,
+        threads=tools.threads,
+        ahead=AHEAD,
+        weigh=_weigh_read,
+        host=tools.host_of,
+        per_host=work.per_host,
+    )
+    for each in found:
+        if stopped():
+            yield None
+            return
+        yield finish_row(each, tools) if isinstance(each, ReadRow) else each
+
+
+def _weigh_read(read: ReadRow | Rejected | None) -> int:
+    """Return the bytes that a row holds that waits to be decoded."""
+    return sum(map(len, read.found.values())) if isinstance(read, ReadRow) else 0
 
 
 def _finish_staged(
@@ -292,8 +260,23 @@ class RowTools:
         return host_of(url_of(self.source, row) or "") if self.work.fetch else ""
 
 
+class ReadRow(NamedTuple):
+    """A row whose image, and other media by kind, are read and not yet looked at; ``texts`` as they are stored."""
+
+    row: Row
+    texts: list[str]
+    url: str | None
+    found: Mapping[str, bytes]
+
+
 def prepare_row(row: Row, tools: RowTools) -> PreparedRow | Rejected:
     """Read, decode and describe one row; turn every failure into a reason."""
+    found = read_row(row, tools)
+    return found if isinstance(found, Rejected) else finish_row(found, tools)
+
+
+def read_row(row: Row, tools: RowTools) -> ReadRow | Rejected:
+    """Read or download what a row has, unless it is left out without that."""
     work = tools.work
     texts, reason = usable_texts(row, work)
     if reason:
@@ -303,18 +286,23 @@ def prepare_row(row: Row, tools: RowTools) -> PreparedRow | Rejected:
     if earlier := (tools.compared and tools.compared.left_out(row)) or reject_duplicate(row, work, url):
         return earlier
     try:
-        found = tools.read(row, url)
+        return ReadRow(row, texts, url, tools.read(row, url))
+    except Exception as error:  # noqa: BLE001 - a source may fail in any way: counted with its type
+        return reject_failed(row, url, error)
+
+
+def finish_row(read: ReadRow, tools: RowTools) -> PreparedRow | Rejected:
+    """Decode and describe a row that is read."""
+    row, texts, url, found = read
+    work = tools.work
+    try:
         data = found["image"]
         media = stored_media(found, media_of(tools.source))
         with tools.decoders:
             image = examine(data, work.size, work.min_side)
             known = tools.known.find(data, image) if tools.known else []
-    except (ImageError, MediaError, FetchError) as error:
-        return Rejected(row.key, row.ref, error.reason, error.detail, url)
-    except FileNotFoundError as error:
-        return Rejected(row.key, row.ref, "missing_file", str(error))
-    except Exception as error:  # noqa: BLE001 - a source may fail in any way: counted with its type
-        return Rejected(row.key, row.ref, "read_error", f"{type(error).__name__}: {error}")
+    except Exception as error:  # noqa: BLE001 - as above
+        return reject_failed(row, url, error)
     if known:
         return _reject_known(row, url, known)
     digest = hashlib.sha256(data).digest()
@@ -338,6 +326,15 @@ def prepare_row(row: Row, tools: RowTools) -> PreparedRow | Rejected:
         MEDIA: media,
     }
     return PreparedRow(record, image.animated, len(row.texts) - len(texts))
+
+
+def reject_failed(row: Row, url: str | None, error: Exception) -> Rejected:
+    """Return the outcome of a row that cannot be read or decoded."""
+    if isinstance(error, ImageError | MediaError | FetchError):
+        return Rejected(row.key, row.ref, error.reason, error.detail, url)
+    if isinstance(error, FileNotFoundError):
+        return Rejected(row.key, row.ref, "missing_file", str(error))
+    return Rejected(row.key, row.ref, "read_error", f"{type(error).__name__}: {error}")
 
 
 def _reject_known(row: Row, url: str | None, known: Sequence[Known]) -> Rejected:
