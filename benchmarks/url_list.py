@@ -1,7 +1,8 @@
 """CPU time of `unicl prepare` for a list of URLs, beside img2dataset, in turns: the same list and server.
 
 Run `python benchmarks/url_list.py --img2dataset VENV/bin/img2dataset`. Images are kept as they come, as is our default,
-or with `--size 256` made smaller. A server of its own process answers on 97
+or with `--size 256` made smaller. img2dataset tries a URL once, or with `--retries 2` three times, as ours tries one
+whose connection broke. A server of its own process answers on 97
 addresses of loopback; one URL in ten is a fault: no such image, a page of HTML, an image that is cut off, a reset, or a
 redirect to an address that stands for a private network, where each connection is counted. For ours, the addresses of
 the server count as public and all others as they are, so that its check for private addresses is at work.
@@ -125,7 +126,7 @@ def describe(row: dict[str, Any], sha256: str, size: int | None) -> str:
     return f"{row['url']} {sha256 if size is None else (row['width'], row['height'])}"
 
 
-def run_peer(program: str) -> Callable[[Path, Path, int | None], tuple[float, set[str]]]:
+def run_peer(program: str, retries: int) -> Callable[[Path, Path, int | None], tuple[float, set[str]]]:
     def run(work: Path, urls: Path, size: int | None) -> tuple[float, set[str]]:
         out = work / "peer"
         options = {
@@ -140,6 +141,7 @@ def run_peer(program: str) -> Callable[[Path, Path, int | None], tuple[float, se
             "encode_quality": 90,
             "number_sample_per_shard": 10_000,
             "enable_wandb": False,
+            "retries": retries,
         }
         if size is None:
             options |= {"resize_mode": "no", "skip_reencode": True}
@@ -163,9 +165,10 @@ def main(
     few: int = 100,
     rounds: int = 3,
     size: int | None = None,
+    retries: int = 0,
 ) -> None:
     """Prepare a long and a short list in turns; print the CPU seconds of each, and of the rows between the two."""
-    sides = {"unicl": run_ours, "img2dataset": run_peer(img2dataset)}
+    sides = {"unicl": run_ours, "img2dataset": run_peer(img2dataset, retries)}
     context = get_context("spawn")
     pipe, end = context.Pipe()
     server = context.Process(target=serve, args=(end,), daemon=True)
