@@ -98,6 +98,8 @@ def test_ids_are_wordnet_ids_or_folders_too_and_names_have_aliases(text, classes
         (".txt", '"0": "cat",\n"1": "dog",', 'line 1: \'"0": "cat",\' looks like syntax'),
         (".yaml", "- cat\n- dog", "no list or map of class names below the key 'names'"),
         (".yaml", "nc: 2\nnames: ['cat', 'dog'", "not valid YAML"),
+        (".yaml", "names: " + "[" * 5000, "not valid YAML"),
+        (".yaml", "? [names]\n: [cat, dog]", "no list or map of class names below the key 'names'"),
         (".yaml", "nc: 3\nnames: ['cat', 'dog']", "nc is 3, and names has 2"),
         (".yaml", "names: {0: cat, 0: dog}", "duplicate key '0'"),
         (".yaml", "names: {0: [cat], 1: dog}", "an entry of 'names' is not a text"),

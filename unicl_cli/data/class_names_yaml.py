@@ -12,9 +12,10 @@ def load_names(text: str, origin: str) -> list[str] | dict[str, str]:
     """Return what stands below ``names``, each scalar as it is written. UniclError if it is not one name a class."""
     try:
         document = yaml.compose(text, yaml.BaseLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:  # brackets may be nested without end
         raise UniclError(f"{origin}: not valid YAML: {str(error).splitlines()[0]}", FORMS) from error
-    held = {key.value: value for key, value in document.value} if isinstance(document, yaml.MappingNode) else {}
+    entries = document.value if isinstance(document, yaml.MappingNode) else []
+    held = {key.value: value for key, value in entries if isinstance(key, yaml.ScalarNode)}
     names = held.get("names")
     if isinstance(names, yaml.SequenceNode):
         texts = [_text(node, origin) for node in names.value]

@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -381,12 +381,16 @@ def is_built_by_open_clip(model: nn.Module) -> bool:
 
     It builds a timm backbone at its published image size alone; some of them have other shapes at another size.
     """
-    config = deepcopy(cast("Any", model).text.config["model_cfg"])
-    config.pop("custom_text", None)
-    with torch.device("meta"):
-        net = build_net("open_clip", config)
     own = {name: x.shape for name, x in published_tensors(model).items()}
-    return own == {name: x.shape for name, x in net.state_dict().items()}
+    return own == built_shapes("open_clip", cast("Any", model).text.config["model_cfg"])
+
+
+def built_shapes(name: str, config: Mapping[str, Any]) -> dict[str, torch.Size]:
+    """Return the shapes of the tensors that open_clip builds from a model_cfg; ``name`` is the model's in errors."""
+    plain = {key: value for key, value in deepcopy(config).items() if key != "custom_text"}
+    with torch.device("meta"):
+        net = build_net(name, plain)
+    return {key: x.shape for key, x in net.state_dict().items()}
 
 
 def published_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -186,6 +186,7 @@ def test_the_bias_of_the_sigmoid_is_that_of_the_loss(train, tmp_path):
     model = open_clip.create_model(f"local-dir:{tmp_path / 'm'}")
     assert model.logit_bias.item() == load_model(run).step.loss.bias.item() != 0
     assert load_model(f"local-dir:{tmp_path / 'm'}").step.loss.activation == "sigmoid"
+    assert "@ texts.T + model.logit_bias).sigmoid())" in (tmp_path / "m/README.md").read_text()
 
 
 def test_the_card_says_how_to_load_it_and_what_it_was_trained_on(train, tmp_path, capsys):

@@ -50,7 +50,7 @@ def write_card(loaded: Loaded, repo: str | None, folder: str, licence: str | Non
         "with torch.no_grad():",
         '    image = model.encode_image(preprocess(Image.open("photo.jpg"))[None], normalize=True)',
         f"    texts = model.encode_text(tokenizer({[escape_control(word) for word in words]!r}), normalize=True)",
-        "    print((model.logit_scale.exp() * image @ texts.T).softmax(1))",
+        f"    print({_score(loaded)})",
         "```",
         "",
         f"{_code(f'unicl zeroshot photo.jpg --model {shlex.quote(name)} --classes a,b')} does the same.",
@@ -58,6 +58,15 @@ def write_card(loaded: Loaded, repo: str | None, folder: str, licence: str | Non
     return (
         f"---\n{yaml.safe_dump(facts, sort_keys=False)}---\n\n" + "\n".join([*lines, *_training(loaded, names)]) + "\n"
     )
+
+
+def _score(loaded: Loaded) -> str:
+    """Return the code that turns the vectors ``image`` and ``texts`` into probabilities, as the model's loss does."""
+    loss: Any = loaded.step.loss
+    logits = "model.logit_scale.exp() * image @ texts.T"
+    if getattr(loss, "activation", "softmax") == "softmax":
+        return f"({logits}).softmax(1)"
+    return f"({logits}{'' if getattr(loss, 'bias', None) is None else ' + model.logit_bias'}).sigmoid()"
 
 
 def _training(loaded: Loaded, names: list[str]) -> list[str]:

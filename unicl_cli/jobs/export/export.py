@@ -114,10 +114,7 @@ def _layout(loaded: Loaded, repo: str | None) -> Layout:
 
 
 def _write_files(part: Path, layout: Layout, loaded: Loaded, request: ExportRequest) -> None:
-    tensors = {
-        name: x.detach().cpu().clone(memory_format=torch.contiguous_format) for name, x in layout.tensors.items()
-    }
-    checkpoint.write_tensors(part / WEIGHTS[0], tensors)
+    checkpoint.write_tensors(part / WEIGHTS[0], {name: x.cpu().contiguous() for name, x in layout.tensors.items()})
     save_tokenizer(loaded.tokenizer, part)
     config = {"model_cfg": layout.model_cfg, "preprocess_cfg": layout.preprocess_cfg}
     write_atomic(part / CONFIG, json.dumps(config, indent=2) + "\n")

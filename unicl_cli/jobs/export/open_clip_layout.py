@@ -18,8 +18,8 @@ from timm.models.vision_transformer import VisionTransformer as TimmVit
 from torch import Tensor, nn
 
 from unicl_cli.core.towers import traits_of
-from unicl_cli.encoders.carry import BLOCK, TOP, uses_quick_gelu
-from unicl_cli.encoders.open_clip import ImageTower, build_net, published_tensors
+from unicl_cli.encoders.carry import BLOCK, TOP, shapes_of, uses_quick_gelu
+from unicl_cli.encoders.open_clip import ImageTower, built_shapes, published_tensors
 from unicl_cli.encoders.timm import LastBlock, TimmTower
 from unicl_cli.encoders.transformer import TextTransformer
 from unicl_cli.errors import UniclError
@@ -231,12 +231,7 @@ def _their_name(name: str) -> str:
 
 def _check_shapes(layout: Layout) -> None:
     """Raise UniclError if open_clip builds other tensors, as for a timm backbone of another size or with options."""
-    config = deepcopy(layout.model_cfg)
-    config.pop("custom_text", None)
-    with torch.device("meta"):
-        net = build_net("to export", config)
-    theirs = {name: x.shape for name, x in net.state_dict().items()}
-    ours = {name: x.shape for name, x in layout.tensors.items()}
+    theirs, ours = built_shapes("to export", layout.model_cfg), shapes_of(layout.tensors)
     odd = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
     if odd:
         backbone = layout.model_cfg["vision_cfg"].get("timm_model_name")
