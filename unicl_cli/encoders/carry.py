@@ -1,6 +1,7 @@
-"""Weights of an open_clip model, renamed for another model that has the same towers."""
+"""Weights of an open_clip model, renamed for another model that has the same towers, or under open_clip's own names."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any, cast
 
 import torch
@@ -10,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer as TimmVisionTransf
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from unicl_cli.encoders.open_clip import ImageTower, TextTower
+from unicl_cli.encoders.open_clip import ImageTower, TextTower, build_net
 from unicl_cli.encoders.timm import TimmTower
 from unicl_cli.encoders.transformer import TextTransformer
 
@@ -112,3 +113,29 @@ def vit_weights(trunk: TimmTower, net: Any) -> dict[str, Tensor]:
 
 def with_prefix(backbone: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"image.trunk.model.{key}": value for key, value in backbone.items()}
+
+
+def is_built_by_open_clip(model: nn.Module) -> bool:
+    """Return True if open_clip builds tensors of these shapes from the configuration of the encoder `open_clip`.
+
+    It builds a timm backbone at its published image size alone; some of them have other shapes at another size.
+    """
+    return shapes_of(published_tensors(model)) == built_shapes("open_clip", cast("Any", model).text.config["model_cfg"])
+
+
+def built_shapes(name: str, config: Mapping[str, Any]) -> dict[str, torch.Size]:
+    """Return the shapes of the tensors that open_clip builds from a model_cfg; ``name`` is the model's in errors."""
+    plain = {key: value for key, value in deepcopy(config).items() if key != "custom_text"}
+    with torch.device("meta"):
+        net = build_net(name, plain)
+    return shapes_of(net.state_dict())
+
+
+def published_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of the encoder `open_clip` under the names of open_clip's CustomTextCLIP."""
+    names = {"image.net.": "visual.", "text.net.": "text.", "text.logit_bias": "logit_bias"}
+    found: dict[str, Tensor] = {}
+    for key, value in model.state_dict().items():
+        old = next((prefix for prefix in names if key.startswith(prefix)), "")
+        found[names.get(old, "") + key[len(old) :]] = value
+    return found | {"logit_scale": found["logit_scale"].reshape(())}

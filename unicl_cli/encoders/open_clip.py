@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -374,30 +374,3 @@ class TextTower(nn.Module):
         if hasattr(self.tokenizer, "inner"):
             self.tokenizer.inner.save_pretrained(folder)
         (folder / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
-
-
-def is_built_by_open_clip(model: nn.Module) -> bool:
-    """Return True if open_clip builds tensors of these shapes from the configuration of the encoder `open_clip`.
-
-    It builds a timm backbone at its published image size alone; some of them have other shapes at another size.
-    """
-    own = {name: x.shape for name, x in published_tensors(model).items()}
-    return own == built_shapes("open_clip", cast("Any", model).text.config["model_cfg"])
-
-
-def built_shapes(name: str, config: Mapping[str, Any]) -> dict[str, torch.Size]:
-    """Return the shapes of the tensors that open_clip builds from a model_cfg; ``name`` is the model's in errors."""
-    plain = {key: value for key, value in deepcopy(config).items() if key != "custom_text"}
-    with torch.device("meta"):
-        net = build_net(name, plain)
-    return {key: x.shape for key, x in net.state_dict().items()}
-
-
-def published_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of the encoder `open_clip` under the names of open_clip's CustomTextCLIP."""
-    names = {"image.net.": "visual.", "text.net.": "text.", "text.logit_bias": "logit_bias"}
-    found: dict[str, Tensor] = {}
-    for key, value in model.state_dict().items():
-        old = next((prefix for prefix in names if key.startswith(prefix)), "")
-        found[names.get(old, "") + key[len(old) :]] = value
-    return found | {"logit_scale": found["logit_scale"].reshape(())}

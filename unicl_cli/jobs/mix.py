@@ -246,7 +246,7 @@ def write_open_clip(loaded: Loaded, out: Path) -> list[str]:
 
     Nothing is written, and a note returned, if open_clip could not build the model.
     """
-    from unicl_cli.encoders.open_clip import is_built_by_open_clip, published_tensors  # loaded already
+    from unicl_cli.encoders.carry import is_built_by_open_clip, published_tensors  # loaded already
 
     if not is_built_by_open_clip(loaded.step.model):
         height, width = loaded.transform.size

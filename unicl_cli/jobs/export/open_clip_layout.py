@@ -18,8 +18,8 @@ from timm.models.vision_transformer import VisionTransformer as TimmVit
 from torch import Tensor, nn
 
 from unicl_cli.core.towers import traits_of
-from unicl_cli.encoders.carry import BLOCK, TOP, shapes_of, uses_quick_gelu
-from unicl_cli.encoders.open_clip import ImageTower, built_shapes, published_tensors
+from unicl_cli.encoders.carry import BLOCK, TOP, built_shapes, published_tensors, shapes_of, uses_quick_gelu
+from unicl_cli.encoders.open_clip import ImageTower
 from unicl_cli.encoders.timm import LastBlock, TimmTower
 from unicl_cli.encoders.transformer import TextTransformer
 from unicl_cli.errors import UniclError
